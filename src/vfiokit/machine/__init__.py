@@ -1,0 +1,1 @@
+"""The software machine: PCI fabric, IOMMU, interrupts, devices, and a kernel on top."""

@@ -1,0 +1,201 @@
+"""A modelled PCI function: configuration space, BARs, DMA, interrupts, reset.
+
+A device model subclasses :class:`Function` and implements ``mmio_read`` and ``mmio_write``; the
+fabric gives it ``dma`` and ``interrupts`` when it is plugged in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from vfiokit.errors import MachineError
+from vfiokit.machine.clock import Clock
+from vfiokit.machine.config import ConfigModel
+from vfiokit.pci.address import Bdf
+from vfiokit.pci.capability import CapabilityList, capabilities
+from vfiokit.pci.config import ConfigSpace
+
+COMMAND = 0x04
+COMMAND_IO = 0x0001
+COMMAND_MEMORY = 0x0002
+COMMAND_MASTER = 0x0004
+COMMAND_INTX_DISABLE = 0x0400
+
+
+class ResetKind(Enum):
+    """How a function is reset."""
+
+    FUNCTION_LEVEL = "flr"
+    AF_FUNCTION_LEVEL = "af_flr"
+    POWER = "pm"
+    BUS = "bus"
+
+
+@dataclass(frozen=True, slots=True)
+class BarModel:
+    """What sits behind one Base Address Register."""
+
+    index: int
+    size: int
+    """Bytes; a power of two."""
+    memory: bool = True
+    wide: bool = False
+    """64-bit: uses the next index for the upper half."""
+    prefetchable: bool = False
+
+
+class Dma(Protocol):
+    """How a device model reaches memory and peers; provided by the fabric.
+
+    Requests carry the function's requester ID. Reads raise
+    :class:`~vfiokit.machine.txn.DmaError`; writes are posted and never report anything.
+    Bus mastering off means the request never leaves the function: reads raise, writes vanish.
+    """
+
+    def read(self, iova: int, length: int) -> bytes:
+        """Read ``length`` bytes."""
+        ...
+
+    def read_into(self, iova: int, buffer: memoryview) -> None:
+        """Read ``len(buffer)`` bytes into ``buffer`` without another copy."""
+        ...
+
+    def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """Write ``data``, posted."""
+        ...
+
+
+class IntxPin(Protocol):
+    """The INTx wire of a function; provided by the fabric."""
+
+    def set(self, level: bool) -> None:
+        """Assert or deassert the pin."""
+        ...
+
+
+class _Unplugged:
+    """DMA of a function that is in no machine yet."""
+
+    def read(self, iova: int, length: int) -> bytes:
+        raise MachineError(f"DMA read of {length} bytes at {iova:#x} by an unplugged function")
+
+    def read_into(self, iova: int, buffer: memoryview) -> None:
+        self.read(iova, len(buffer))
+
+    def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        self.read(iova, len(data))
+
+    def set(self, level: bool) -> None:
+        pass
+
+
+class Function:
+    """Base of every modelled function; by itself it answers from its configuration bytes only.
+
+    ``bdf`` is where it sits. BAR registers get their sizing masks from ``bars``; the command
+    register's usual bits are writable.
+    """
+
+    def __init__(self, bdf: Bdf, config: ConfigModel, bars: tuple[BarModel, ...] = ()) -> None:
+        self.bdf = bdf
+        self.config = config
+        self.bars: dict[int, BarModel] = {bar.index: bar for bar in bars}
+        self.clock = Clock()
+        self.dma: Dma = _Unplugged()
+        self.intx: IntxPin = _Unplugged()
+        self.physfn: Bdf | None = None
+        self.on_config_change: Callable[[Function], None] | None = None
+        """Set by the fabric: called when decoding may have changed (command, BARs, windows)."""
+        self._allow_header()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.bdf}>"
+
+    # -- identity -----------------------------------------------------------------------------
+
+    @property
+    def requester_id(self) -> int:
+        """The 16-bit ID its requests carry."""
+        return self.bdf.requester_id
+
+    def capabilities(self) -> CapabilityList:
+        """The capability lists, walked afresh over the present bytes."""
+        return capabilities(ConfigSpace(bytes(self.config.data)))
+
+    @property
+    def command(self) -> int:
+        """The command register."""
+        return self.config.data[COMMAND] | self.config.data[COMMAND + 1] << 8
+
+    @property
+    def memory_enabled(self) -> bool:
+        """Whether memory BARs decode."""
+        return bool(self.config.data[COMMAND] & COMMAND_MEMORY)
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the function may issue requests."""
+        return bool(self.config.data[COMMAND] & COMMAND_MASTER)
+
+    def bar_address(self, index: int) -> int:
+        """The bus address programmed into a BAR, flag bits removed."""
+        bar = self.bars[index]
+        offset = 0x10 + 4 * index
+        value = self.config.read(offset, 8 if bar.wide else 4)
+        return value & ~0xF if bar.memory else value & ~0x3
+
+    # -- what software does -------------------------------------------------------------------
+
+    def config_read(self, offset: int, width: int) -> int:
+        """A configuration read request of 1, 2 or 4 bytes."""
+        return self.config.read(offset, width)
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        """A configuration write request of 1, 2 or 4 bytes."""
+        self.config.write(offset, width, value)
+
+    def mmio_read(self, bar: int, offset: int, width: int) -> int:
+        """One load of ``width`` bytes (1, 2, 4, 8) at ``offset`` of a BAR; all ones by default."""
+        del bar, offset
+        return (1 << 8 * width) - 1
+
+    def mmio_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        """One store of ``width`` bytes at ``offset`` of a BAR; dropped by default."""
+
+    def reset(self, kind: ResetKind) -> None:
+        """Return to the power-on state; subclasses call this first.
+
+        The command register clears; sticky and hardware-initialised fields stay.
+        """
+        del kind
+        self.config.set(COMMAND, 2, 0)
+        for bar in self.bars.values():
+            flags = self.config.read(0x10 + 4 * bar.index, 4) & (0xF if bar.memory else 0x3)
+            self.config.set(0x10 + 4 * bar.index, 4, flags)
+            if bar.wide:
+                self.config.set(0x14 + 4 * bar.index, 4, 0)
+        self._changed(COMMAND, 2)
+
+    # -- construction -------------------------------------------------------------------------
+
+    def _allow_header(self) -> None:
+        self.config.allow(COMMAND, 2, 0x0547)
+        self.config.clear_on_one(0x06, 2, 0xF900)
+        self.config.allow(0x0C, 1, 0xFF)
+        self.config.allow(0x3C, 1, 0xFF)
+        for bar in self.bars.values():
+            offset = 0x10 + 4 * bar.index
+            mask = ~(bar.size - 1)
+            self.config.allow(offset, 4, mask & (0xFFFFFFF0 if bar.memory else 0xFFFFFFFC))
+            if bar.wide:
+                self.config.allow(offset + 4, 4, mask >> 32 & 0xFFFFFFFF)
+        self.config.watch(COMMAND, 2, self._changed)
+        self.config.watch(0x10, 0x18, self._changed)
+
+    def _changed(self, offset: int, width: int) -> None:
+        del offset, width
+        if self.on_config_change is not None:
+            self.on_config_change(self)
