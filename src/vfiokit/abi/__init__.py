@@ -1,0 +1,1 @@
+"""Numbers and structs of the kernel and wire ABIs, C names verbatim. No behaviour."""
