@@ -1,0 +1,125 @@
+"""Entry point: find the subcommand, load only its module, run it, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from vfiokit import __version__
+from vfiokit.cli import exit as exit_code
+from vfiokit.cli.session import Session
+from vfiokit.errors import VfiokitError
+
+COMMANDS: dict[str, str] = {
+    "show": "list PCI functions, or everything about some of them",
+    "tree": "draw the PCI tree with drivers and groups",
+    "groups": "predict IOMMU groups, say why, compare with the kernel's",
+    "plan": "what assigning a device would change, cost and risk",
+    "apply": "carry out a plan, journaled step by step",
+    "undo": "take back what apply did, also after a crash",
+    "capture": "write everything that matters about this host to a file",
+    "machine": "start a software twin of a host, with a prompt or a script",
+    "demo": "take a captured server's NVMe drive through VFIO and give it back",
+    "completion": "print a completion script for your shell",
+}
+"""Subcommands in the order of the help text; each lives in the module of its name."""
+
+
+class Command(Protocol):
+    """What a subcommand's module offers."""
+
+    DESCRIPTION: str
+    EPILOG: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Declare arguments."""
+
+    def run(self, arguments: argparse.Namespace, session: Session) -> int:
+        """Do it; returns the exit code."""
+
+
+def load(name: str) -> Command:
+    """Import the module of one subcommand."""
+    return cast("Command", importlib.import_module(f"vfiokit.cli.{name}"))
+
+
+def _top_level() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vfiokit",
+        description="PCI device assignment for Linux: see, plan, apply, undo, drive, rehearse.",
+        epilog="'vfiokit COMMAND --help' has examples. Try 'vfiokit demo': it needs no hardware.",
+    )
+    parser.add_argument("--version", action="version", version=f"vfiokit {__version__}")
+    return parser
+
+
+def _add(parsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:  # noqa: SLF001
+    command = load(name)
+    parser = parsers.add_parser(
+        name,
+        help=COMMANDS[name],
+        description=command.DESCRIPTION,
+        epilog=command.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common(parser)
+    command.configure(parser)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that every command has."""
+    parser.add_argument(
+        "--host",
+        default="live",
+        metavar="live|demo|FILE",
+        help="this machine (default), the packaged capture, or a capture, record or folder",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+
+
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser; with ``only``, just that subcommand's module is imported."""
+    parser = _top_level()
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, help_text in COMMANDS.items():
+        if only is None or name == only:
+            _add(parsers, name)
+        else:
+            parsers.add_parser(name, help=help_text, add_help=False)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, session: Session | None = None) -> int:
+    """Run one command line; returns the exit code. ``session`` overrides ``--host``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    named = next((word for word in words if not word.startswith("-")), "")
+    parser = build_parser(named if named in COMMANDS else "none")
+    arguments = parser.parse_args(words)
+    if arguments.command is None:
+        parser.print_help()
+        return exit_code.USAGE
+    try:
+        code = load(arguments.command).run(arguments, session or Session(arguments.host))
+        sys.stdout.flush()
+    except VfiokitError as error:
+        return _report(error, error.hint)
+    except KeyboardInterrupt:
+        sys.stderr.write("vfiokit: interrupted\n")
+        return exit_code.INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) left; there is nobody to tell.
+        sys.stderr.close()
+        return exit_code.DONE
+    except OSError as error:
+        return _report(error, "")
+    return code
+
+
+def _report(error: Exception, hint: str) -> int:
+    sys.stderr.write(f"vfiokit: error: {error}\n")
+    if hint:
+        sys.stderr.write(f"vfiokit: hint: {hint}\n")
+    return exit_code.code_for(error)
