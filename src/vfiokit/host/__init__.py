@@ -1,0 +1,1 @@
+"""Where a topology comes from: live sysfs, an unpacked or packed capture, a umockdev record."""
