@@ -23,7 +23,10 @@ class ConfigModel:
         self.data = bytearray(data[:length].ljust(length, b"\0"))
         self.write_mask = bytearray(length)
         self.clear_mask = bytearray(length)
+        self.sticky_mask = bytearray(length)
+        self._power_on = bytes(self.data)
         self._watchers: list[tuple[int, int, Watcher]] = []
+        self._hardware_watchers: list[tuple[int, int, Watcher]] = []
 
     def __len__(self) -> int:
         return len(self.data)
@@ -36,9 +39,29 @@ class ConfigModel:
         """Make the bits of ``mask`` write-one-to-clear."""
         self._set(self.clear_mask, offset, width, mask)
 
-    def watch(self, offset: int, length: int, watcher: Watcher) -> None:
-        """Call ``watcher`` after every write that touches ``[offset, offset + length)``."""
-        self._watchers.append((offset, offset + length, watcher))
+    def keep(self, offset: int, width: int, mask: int) -> None:
+        """Make the bits of ``mask`` sticky: :meth:`restore` leaves them alone."""
+        self._set(self.sticky_mask, offset, width, mask)
+
+    def remember(self) -> None:
+        """Take the present bytes for the power-on values that :meth:`restore` returns to."""
+        self._power_on = bytes(self.data)
+
+    def restore(self) -> None:
+        """Return every writable bit that is not sticky to its power-on value. No watchers run."""
+        writable = int.from_bytes(self.write_mask) & ~int.from_bytes(self.sticky_mask)
+        present, power_on = int.from_bytes(self.data), int.from_bytes(self._power_on)
+        self.data[:] = (present & ~writable | power_on & writable).to_bytes(len(self.data))
+
+    def watch(self, offset: int, length: int, watcher: Watcher, *, hardware: bool = False) -> None:
+        """Call ``watcher`` after every write that touches ``[offset, offset + length)``.
+
+        ``hardware`` extends that to changes made with :meth:`set`.
+        """
+        entry = (offset, offset + length, watcher)
+        self._watchers.append(entry)
+        if hardware:
+            self._hardware_watchers.append(entry)
 
     def read(self, offset: int, width: int) -> int:
         """``width`` bytes at ``offset``; all ones outside the space, as a bus would answer."""
@@ -61,10 +84,13 @@ class ConfigModel:
                 watcher(offset, width)
 
     def set(self, offset: int, width: int, value: int) -> None:
-        """Hardware changes a register by itself: no masks, no watchers."""
+        """Hardware changes a register by itself: no masks, no watchers but ``hardware`` ones."""
         self.data[offset : offset + width] = value.to_bytes(width, "little")
+        for start, end, watcher in self._hardware_watchers:
+            if offset < end and offset + width > start:
+                watcher(offset, width)
 
     @staticmethod
     def _set(masks: bytearray, offset: int, width: int, mask: int) -> None:
-        for index in range(width):
+        for index in range(min(width, len(masks) - offset)):
             masks[offset + index] |= mask >> 8 * index & 0xFF

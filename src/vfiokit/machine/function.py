@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from vfiokit.errors import MachineError
+from vfiokit.machine import registers
+from vfiokit.machine.acs import AcsRegisters
 from vfiokit.machine.clock import Clock
 from vfiokit.machine.config import ConfigModel
+from vfiokit.machine.interrupt import Msi, MsixTable
+from vfiokit.machine.reset import ResetKind as ResetKind
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability import CapabilityList, capabilities
+from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.config import ConfigSpace
 
 COMMAND = 0x04
@@ -23,15 +27,6 @@ COMMAND_IO = 0x0001
 COMMAND_MEMORY = 0x0002
 COMMAND_MASTER = 0x0004
 COMMAND_INTX_DISABLE = 0x0400
-
-
-class ResetKind(Enum):
-    """How a function is reset."""
-
-    FUNCTION_LEVEL = "flr"
-    AF_FUNCTION_LEVEL = "af_flr"
-    POWER = "pm"
-    BUS = "bus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +90,9 @@ class _Unplugged:
 class Function:
     """Base of every modelled function; by itself it answers from its configuration bytes only.
 
-    ``bdf`` is where it sits. BAR registers get their sizing masks from ``bars``; the command
-    register's usual bits are writable.
+    ``bdf`` is where it sits. BAR registers get their sizing masks and flag bits from ``bars``; the
+    command register's usual bits and those of the capabilities found in ``config`` are writable
+    (:mod:`vfiokit.machine.registers`). The bytes at construction are the power-on state.
     """
 
     def __init__(self, bdf: Bdf, config: ConfigModel, bars: tuple[BarModel, ...] = ()) -> None:
@@ -109,7 +105,21 @@ class Function:
         self.physfn: Bdf | None = None
         self.on_config_change: Callable[[Function], None] | None = None
         """Set by the fabric: called when decoding may have changed (command, BARs, windows)."""
+        self.acs: AcsRegisters | None = None
+        """The ACS capability, live; ``None`` without one."""
+        self.msix: MsixTable | None = None
+        self.msi: Msi | None = None
+        self.port_type: PortType | None = None
+        """Device/port type; ``None`` for conventional PCI."""
+        self.port_number = 0
+        """Port number of the Link Capabilities register: the index in egress control vectors."""
+        self.ats_offset = 0
+        """Offset of the ATS capability; 0 without one."""
+        self.power_offset = 0
+        """Offset of the Power Management Control/Status register; 0 without one."""
         self._allow_header()
+        registers.attach(self)
+        config.remember()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.bdf}>"
@@ -132,13 +142,30 @@ class Function:
 
     @property
     def memory_enabled(self) -> bool:
-        """Whether memory BARs decode."""
-        return bool(self.config.data[COMMAND] & COMMAND_MEMORY)
+        """Whether memory BARs decode: the command register's bit, in power state D0."""
+        return bool(self.config.data[COMMAND] & COMMAND_MEMORY) and not self.power_state
 
     @property
     def bus_master(self) -> bool:
-        """Whether the function may issue requests."""
-        return bool(self.config.data[COMMAND] & COMMAND_MASTER)
+        """Whether the function may issue requests: the command register's bit, in D0."""
+        return bool(self.config.data[COMMAND] & COMMAND_MASTER) and not self.power_state
+
+    @property
+    def power_state(self) -> int:
+        """Power state 0 (D0) to 3 (D3hot); 0 without the power management capability."""
+        at = self.power_offset
+        return self.config.data[at] & 3 if at else 0
+
+    @property
+    def ats_enabled(self) -> bool:
+        """Whether the function may use translated requests (ATS Control, Enable)."""
+        at = self.ats_offset
+        return bool(at and self.config.data[at + 7] & 0x80)
+
+    @property
+    def multifunction(self) -> bool:
+        """Whether it shares its device with peers it may talk to; never a VF."""
+        return self.physfn is None and bool(self.bdf.function or self.config.data[0x0E] & 0x80)
 
     def bar_address(self, index: int) -> int:
         """The bus address programmed into a BAR, flag bits removed."""
@@ -157,6 +184,49 @@ class Function:
         """A configuration write request of 1, 2 or 4 bytes."""
         self.config.write(offset, width, value)
 
+    def bar_read(self, bar: int, offset: int, width: int) -> int:
+        """A load of ``width`` bytes at ``offset`` of a BAR, as it arrives from the bus.
+
+        All ones while memory decoding is off or outside the BAR; the MSI-X table and pending bits
+        answer for themselves.
+        """
+        model = self.bars.get(bar)
+        if model is None or not self._decodes(model) or not 0 <= offset <= model.size - width:
+            return (1 << 8 * width) - 1
+        if self.msix is not None and self.msix.covers(bar, offset):
+            return self.msix.read(bar, offset, width)
+        return self.mmio_read(bar, offset, width)
+
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        """A store of ``width`` bytes, as it arrives from the bus; dropped where not decoded."""
+        model = self.bars.get(bar)
+        if model is None or not self._decodes(model) or not 0 <= offset <= model.size - width:
+            return
+        if self.msix is not None and self.msix.covers(bar, offset):
+            self.msix.write(bar, offset, width, value)
+        else:
+            self.mmio_write(bar, offset, width, value)
+
+    def bar_view(self, bar: int, offset: int, length: int) -> memoryview | None:
+        """The bytes behind part of a BAR where it is plain memory; ``None`` for registers.
+
+        Subclasses with memory of their own override this, so that long transfers need no loop.
+        """
+        del bar, offset, length
+        return None
+
+    def raise_msix(self, vector: int) -> None:
+        """Signal an MSI-X vector; :class:`MachineError` without the capability."""
+        if self.msix is None:
+            raise MachineError(f"{self.bdf} has no MSI-X capability")
+        self.msix.raise_vector(vector)
+
+    def raise_msi(self, vector: int = 0) -> None:
+        """Signal an MSI vector; :class:`MachineError` without the capability."""
+        if self.msi is None:
+            raise MachineError(f"{self.bdf} has no MSI capability")
+        self.msi.raise_vector(vector)
+
     def mmio_read(self, bar: int, offset: int, width: int) -> int:
         """One load of ``width`` bytes (1, 2, 4, 8) at ``offset`` of a BAR; all ones by default."""
         del bar, offset
@@ -168,9 +238,16 @@ class Function:
     def reset(self, kind: ResetKind) -> None:
         """Return to the power-on state; subclasses call this first.
 
-        The command register clears; sticky and hardware-initialised fields stay.
+        Writable registers go back to their values at construction, the command register, BARs,
+        MSI and MSI-X to zero; sticky and hardware-initialised fields stay.
         """
         del kind
+        self.intx.set(level=False)
+        self.config.restore()
+        if self.msix is not None:
+            self.msix.reset()
+        if self.msi is not None:
+            self.msi.reset()
         self.config.set(COMMAND, 2, 0)
         for bar in self.bars.values():
             flags = self.config.read(0x10 + 4 * bar.index, 4) & (0xF if bar.memory else 0x3)
@@ -188,12 +265,24 @@ class Function:
         self.config.allow(0x3C, 1, 0xFF)
         for bar in self.bars.values():
             offset = 0x10 + 4 * bar.index
+            if not self.config.data[offset] & 0xF:
+                flags = (4 if bar.wide else 0) | (8 if bar.prefetchable else 0)
+                self.config.data[offset] |= flags if bar.memory else 1
             mask = ~(bar.size - 1)
             self.config.allow(offset, 4, mask & (0xFFFFFFF0 if bar.memory else 0xFFFFFFFC))
             if bar.wide:
                 self.config.allow(offset + 4, 4, mask >> 32 & 0xFFFFFFFF)
-        self.config.watch(COMMAND, 2, self._changed)
-        self.config.watch(0x10, 0x18, self._changed)
+        self.config.watch(COMMAND, 2, self._changed, hardware=True)
+        self.config.watch(0x10, 0x20, self._changed, hardware=True)
+
+    def _decodes(self, bar: BarModel) -> bool:
+        if not bar.memory:
+            return bool(self.config.data[COMMAND] & COMMAND_IO)
+        return self.memory_enabled
+
+    def decoding_changed(self) -> None:
+        """Tell the fabric that routing may have changed."""
+        self._changed(0, 0)
 
     def _changed(self, offset: int, width: int) -> None:
         del offset, width

@@ -1,0 +1,177 @@
+"""What software may change in the capabilities of a modelled function, and what that does.
+
+:func:`attach` walks the capability lists of a function once and gives every known capability its
+write masks and side effects: function-level reset, power states, MSI, MSI-X, ACS, ATS.
+Source: PCI Express Base Specification 6.0 §7.5 to §7.9, PCI Bus Power Management 1.2 §3.2.4,
+PCI Advanced Features ECN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from vfiokit.machine.acs import AcsRegisters
+from vfiokit.machine.interrupt import Msi, MsixTable
+from vfiokit.machine.reset import ResetKind
+from vfiokit.pci.capability.express import PortType
+
+if TYPE_CHECKING:
+    from vfiokit.machine.function import Function
+
+_FLR_CAPABLE: Final = 1 << 28  # Device Capabilities
+_INITIATE_FLR: Final = 0x8000  # Device Control
+_NO_SOFT_RESET: Final = 0x0008  # PMCSR
+_D3HOT: Final = 3
+AER_ACS_VIOLATION: Final = 1 << 21
+"""Bit of the AER Uncorrectable Error Status register."""
+
+
+def attach(function: Function) -> None:
+    """Give the capabilities of ``function`` their behaviour."""
+    for capability in function.capabilities():
+        table = _EXTENDED if capability.extended else _STANDARD
+        model = table.get(capability.id)
+        if model is not None:
+            model(function, capability.offset)
+
+
+def log_acs_violation(function: Function) -> None:
+    """Set ACS Violation in the AER status of ``function``, where it has AER."""
+    for capability in function.capabilities():
+        if capability.extended and capability.id == 0x01:
+            at = capability.offset + 4
+            function.config.set(at, 4, function.config.read(at, 4) | AER_ACS_VIOLATION)
+
+
+def _express(function: Function, at: int) -> None:
+    config = function.config
+    flags = config.read(at + 2, 2)
+    kind = flags >> 4 & 0xF
+    function.port_type = PortType(kind) if kind in set(PortType) else None
+    resets = bool(config.read(at + 4, 4) & _FLR_CAPABLE)
+    config.allow(at + 0x08, 2, 0xFFFF if resets else 0x7FFF)
+    config.clear_on_one(at + 0x0A, 2, 0x000F)
+    if resets:
+        _on_bit(function, at + 0x08, 2, _INITIATE_FLR, ResetKind.FUNCTION_LEVEL)
+    if function.port_type not in (
+        PortType.RC_INTEGRATED_ENDPOINT,
+        PortType.RC_EVENT_COLLECTOR,
+    ):
+        function.port_number = config.read(at + 0x0C, 4) >> 24
+        config.allow(at + 0x10, 2, 0x01FB)
+    if function.port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM) and flags & 0x0100:
+        config.allow(at + 0x18, 2, 0x1FFF)
+        config.clear_on_one(at + 0x1A, 2, 0x011F)
+    if function.port_type is PortType.ROOT_PORT:
+        config.allow(at + 0x1C, 2, 0x001F)
+    if flags & 0xF >= 2:
+        config.allow(at + 0x28, 2, 0x7FFF)
+
+
+def _power(function: Function, at: int) -> None:
+    config = function.config
+    config.allow(at + 4, 2, 0x0103)
+    config.clear_on_one(at + 4, 2, 0x8000)
+    config.keep(at + 4, 2, 0x0100)  # PME_En
+    last = config.read(at + 4, 1) & 3
+
+    def state_written(offset: int, width: int) -> None:
+        nonlocal last
+        del offset, width
+        now = config.read(at + 4, 1) & 3
+        before, last = last, now
+        if before == _D3HOT and now == 0 and not config.data[at + 4] & _NO_SOFT_RESET:
+            function.reset(ResetKind.POWER)
+        if before != now:
+            function.decoding_changed()
+
+    config.watch(at + 4, 2, state_written)
+    function.power_offset = at + 4
+
+
+def _advanced_features(function: Function, at: int) -> None:
+    if function.config.read(at + 3, 1) & 0x02:
+        function.config.allow(at + 4, 1, 0x01)
+        _on_bit(function, at + 4, 1, 0x01, ResetKind.AF_FUNCTION_LEVEL)
+
+
+def _msi(function: Function, at: int) -> None:
+    function.msi = Msi(function, at)
+
+
+def _msix(function: Function, at: int) -> None:
+    function.msix = MsixTable(function, at)
+
+
+def _acs(function: Function, at: int) -> None:
+    config = function.config
+    function.acs = AcsRegisters(config, at)
+    config.allow(at + 6, 2, config.read(at + 4, 2) & 0x7F)
+    vector = (function.acs.vector_bits + 31) // 32 * 4
+    config.allow(at + 8, vector, (1 << 8 * vector) - 1)
+    _watch_routing(function, at + 6, 2 + vector)
+
+
+def _ats(function: Function, at: int) -> None:
+    function.ats_offset = at
+    function.config.allow(at + 6, 2, 0x801F)
+    _watch_routing(function, at + 6, 2)
+
+
+def _error_reporting(function: Function, at: int) -> None:
+    config = function.config
+    for offset, clears in ((4, True), (8, False), (0x0C, False), (0x10, True), (0x14, False)):
+        if clears:
+            config.clear_on_one(at + offset, 4, 0xFFFFFFFF)
+        else:
+            config.allow(at + offset, 4, 0xFFFFFFFF)
+            config.keep(at + offset, 4, 0xFFFFFFFF)
+
+
+def _writable(*masks: tuple[int, int, int]) -> Callable[[Function, int], None]:
+    """A capability whose registers only remember: ``(offset, width, mask)`` each."""
+
+    def model(function: Function, at: int) -> None:
+        for offset, width, mask in masks:
+            function.config.allow(at + offset, width, mask)
+
+    return model
+
+
+def _on_bit(function: Function, offset: int, width: int, bit: int, kind: ResetKind) -> None:
+    """Reset the function when software sets ``bit``, which always reads as zero."""
+    config = function.config
+
+    def written(_offset: int, _width: int) -> None:
+        value = config.read(offset, width)
+        if value & bit:
+            config.set(offset, width, value & ~bit)
+            function.reset(kind)
+
+    config.watch(offset, width, written)
+
+
+def _watch_routing(function: Function, offset: int, length: int) -> None:
+    def written(_offset: int, _width: int) -> None:
+        function.decoding_changed()
+
+    function.config.watch(offset, length, written, hardware=True)
+
+
+_STANDARD: Final[dict[int, Callable[[Function, int], None]]] = {
+    0x01: _power,
+    0x05: _msi,
+    0x10: _express,
+    0x11: _msix,
+    0x13: _advanced_features,
+}
+_EXTENDED: Final[dict[int, Callable[[Function, int], None]]] = {
+    0x01: _error_reporting,
+    0x0D: _acs,
+    0x0E: _writable((6, 2, 0x0003)),  # ARI: MFVC and ACS function groups
+    0x0F: _ats,
+    0x10: _writable((8, 2, 0x001F), (0x10, 2, 0xFFFF), (0x20, 4, 0xFFFFFFFF)),  # SR-IOV
+    0x13: _writable((4, 2, 0x0003)),  # Page Request Interface
+    0x1B: _writable((6, 2, 0x0007)),  # PASID
+}
