@@ -1,0 +1,1 @@
+"""PCI as pure values: addresses, configuration space, BARs, capabilities, topology. No I/O."""
