@@ -1,0 +1,1 @@
+"""Assignment as a plan: look, decide, apply with a journal, undo."""
