@@ -16,14 +16,13 @@ from vfiokit.isolation import Rule, predict
 from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.topology import Topology
 
-BRIDGES = (
-    PortType.ROOT_PORT,
-    PortType.UPSTREAM,
-    PortType.DOWNSTREAM,
-    PortType.PCIE_TO_PCI_BRIDGE,
-    PortType.PCI_TO_PCIE_BRIDGE,
-    None,
-)
+PORTS = (PortType.ROOT_PORT, PortType.UPSTREAM, PortType.DOWNSTREAM)
+ODD_BRIDGES = (PortType.PCIE_TO_PCI_BRIDGE, PortType.PCI_TO_PCIE_BRIDGE, None)
+EXPECTED_BELOW = {
+    PortType.ROOT_PORT: PortType.UPSTREAM,
+    PortType.UPSTREAM: PortType.DOWNSTREAM,
+    PortType.DOWNSTREAM: PortType.UPSTREAM,
+}
 LEAVES = (
     PortType.ENDPOINT,
     PortType.LEGACY_ENDPOINT,
@@ -38,16 +37,17 @@ ACS = st.sampled_from((None, FULL, OFF, (0x15, 0x11), (0x00, 0x00)))
 def machines(draw):
     """Keyword arguments for ``Builder.add``: a random tree of at most 40 functions."""
     rows = []
-    open_buses = [0]
+    open_buses = [(0, PortType.ROOT_PORT)]
     next_bus = 1
     while open_buses and len(rows) < 40:
-        bus = open_buses.pop(0)
-        for device in range(draw(st.integers(0, 3))):
+        bus, expected = open_buses.pop(0)
+        for device in range(draw(st.sampled_from((2, 1, 3, 4, 0)))):
             count = draw(st.sampled_from((1, 1, 1, 2, 3)))
             multifunction = draw(st.booleans()) if count == 1 else draw(st.sampled_from((1, 1, 0)))
             for function in range(count):
-                is_bridge = next_bus < 200 and draw(st.sampled_from((0, 0, 1)))
-                port = draw(st.sampled_from(BRIDGES if is_bridge else LEAVES))
+                is_bridge = next_bus < 200 and draw(st.sampled_from((1, 0)))
+                likely = (expected,) * 8 + PORTS + ODD_BRIDGES
+                port = draw(st.sampled_from(likely if is_bridge else LEAVES))
                 row = {
                     "address": f"{bus:02x}:{device:02x}.{function}",
                     "port": port,
@@ -56,7 +56,7 @@ def machines(draw):
                 }
                 if is_bridge:
                     row["below"] = next_bus
-                    open_buses.append(next_bus)
+                    open_buses.append((next_bus, EXPECTED_BELOW.get(port, PortType.ROOT_PORT)))
                     next_bus += 1
                 elif port is PortType.ENDPOINT and draw(st.sampled_from((0, 0, 0, 1))):
                     virtual = [f"{bus:02x}:1f.{n}" for n in range(8)]

@@ -165,6 +165,18 @@ def test_alias_chain_through_an_ungrouped_function_is_followed():
     assert groups(builder) == [{"00:03.0", "00:03.2"}, {"00:03.1"}]
 
 
+def test_alias_of_an_ungrouped_function_leads_on_to_its_device():
+    builder = Builder()
+    builder.endpoint("00:12.0", multifunction=True)
+    builder.endpoint("00:12.2", ids=(0x8086, 0x2260), acs=FULL)  # also requests as 12.3
+    builder.endpoint("00:12.3")
+    assert groups(builder) == [{"00:12.0", "00:12.2", "00:12.3"}]
+    why = predict(builder.topology()).why(bdf("00:12.2"))
+    assert why.rule is Rule.ALIAS_SIBLING
+    assert why.others == (bdf("00:12.0"),)
+    assert "0000:00:12.3" in why.text()
+
+
 def test_function_that_aliases_its_whole_bus_does_not_exhaust_the_stack():
     builder = Builder()
     builder.root_port("00:01.0", 1)

@@ -200,15 +200,14 @@ class _Prober:
             found = self._search_aliases(device, visited)
             if found is None:
                 found = self._search_functions(device, visited)
-        at = device.bdf if device is not function else None
         if found is None:
             self._note(Rule.OWN, function.bdf, True, f"{function.bdf} opens group {free}")
-            return Why(Rule.OWN, function.bdf, free, at=at)
+            return Why(Rule.OWN, function.bdf, free)
         group = self.whys[found.other].group
         self._note(
             found.rule, function.bdf, False, f"{function.bdf} joins group {group} of {found.other}"
         )
-        return Why(found.rule, function.bdf, group, (found.other,), found.acs, found.alias, at)
+        return Why(found.rule, function.bdf, group, (found.other,), found.acs, found.alias)
 
     def _follow_aliases(self, function: Function) -> tuple[Function, _Found | None]:
         """The topmost function under whose requester ID the DMA arrives, or a group on the way."""

@@ -41,8 +41,6 @@ class Why(NamedTuple):
     """The functions that do not enforce ACS, and so caused it."""
     alias: Alias | None = None
     """The requester ID that is not the subject's own."""
-    at: Bdf | None = None
-    """The bridge whose place decided, when the subject followed an alias or a path up to it."""
 
     @property
     def missing(self) -> Acs:
@@ -67,8 +65,6 @@ class Why(NamedTuple):
         if self.rule is Rule.OWN:
             return self._own_text()
         head = f"{self.subject} shares group {self.group} with {self.others[0]} because"
-        if self.at is not None and self.rule in (Rule.ALIAS_SIBLING, Rule.MULTIFUNCTION):
-            head += f", seen from {self.at} above it,"
         if self.rule is Rule.DMA_ALIAS:
             assert self.alias is not None
             return (
