@@ -1,0 +1,1 @@
+"""IOMMUs of the software machine: tables in machine memory, translation caches, faults."""
