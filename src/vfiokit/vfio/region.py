@@ -245,6 +245,17 @@ class Region:
         self._on_map(mapping)
         return mapping
 
+    def window(self) -> Mapping | Region:
+        """The fastest way to all registers of the region: mapped whole, else the region itself.
+
+        Close it after use; closing a region does nothing.
+        """
+        whole = self.sparse_areas == (SparseArea(0, self.size),)
+        return self.map() if whole else self
+
+    def close(self) -> None:
+        """Nothing to do: the region lives as long as its device."""
+
     def _area(self, offset: int) -> SparseArea:
         for area in self.sparse_areas:
             if area.offset <= offset < area.offset + area.length:

@@ -31,7 +31,7 @@ class Vector:
         self._poll.register(self._fd, select.POLLIN)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiters: deque[asyncio.Future[int]] = deque()
-        self._callback: Callable[[int], None] | None = None
+        self._callbacks: list[Callable[[int], None]] = []
 
     def __str__(self) -> str:
         return self._name
@@ -94,18 +94,17 @@ class Vector:
     def subscribe(self, callback: Callable[[int], None]) -> None:
         """Call ``callback(count)`` from the running asyncio loop on every wake-up.
 
-        One callback per vector; it takes the counts that no waiter takes.
+        Subscribers get the counts that no waiting task takes. Subscribing twice changes nothing,
+        but moves the vector to the loop that runs now.
         """
-        if self._callback is not None:
-            raise UsageError(f"{self._name} has a subscriber already")
         self._join_loop()
-        self._callback = callback
-        if self._pending:
-            self._deliver(0)
+        if callback not in self._callbacks:
+            self._callbacks.append(callback)
 
-    def unsubscribe(self) -> None:
-        """Stop calling the subscriber. Idempotent."""
-        self._callback = None
+    def unsubscribe(self, callback: Callable[[int], None]) -> None:
+        """Stop calling ``callback``. Idempotent."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
 
     def close(self) -> None:
         """Leave the loop and close the eventfd; tasks that wait get :class:`UsageError`."""
@@ -154,10 +153,10 @@ class Vector:
             if not future.done():
                 future.set_result(count)
                 return
-        if self._callback is not None:
-            self._callback(count)
-        else:
+        if not self._callbacks:
             self._pending = count
+        for callback in tuple(self._callbacks):
+            callback(count)
 
     def _expire(self, future: asyncio.Future[int]) -> None:
         if not future.done():

@@ -1,0 +1,1 @@
+"""Drivers in user space, written against :mod:`vfiokit.vfio` alone."""
