@@ -43,7 +43,7 @@ class Leak(NamedTuple):
         """One sentence with a full stop."""
         also = ", and the other way round" if self.mutual else ""
         return (
-            f"{_numbered(self.groups)} below {self.port} can reach "
+            f"{_numbered(self.groups).capitalize()} below {self.port} can reach "
             f"{_numbered(self.peer_groups)} below {self.peer} inside the switch {self.switch}{also}"
             f": {self.why.text()}, so requests between its ports need not pass the IOMMU, "
             "although the kernel puts them in different groups."
