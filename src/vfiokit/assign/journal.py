@@ -101,15 +101,19 @@ class JournalWriter:
         stem = begun.strftime("%Y%m%dT%H%M%S.%fZ")
         path = folder / f"{stem}{SUFFIX}"
         writer = cls(open(path, "xb", buffering=0), path, 0)  # noqa: SIM115
-        writer._append(
-            {
-                "schema": SCHEMA,
-                "begun": begun.isoformat(),
-                "boot_id": boot_id,
-                "host": host,
-                "plan": plan.to_json(),
-            }
-        )
+        header = {
+            "schema": SCHEMA,
+            "begun": begun.isoformat(),
+            "boot_id": boot_id,
+            "host": host,
+            "plan": plan.to_json(),
+        }
+        try:
+            writer._append(header)
+        except BaseException:
+            writer.close()
+            path.unlink(missing_ok=True)
+            raise
         return writer
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vfiokit.assign.binding import DEVICES, DRIVERS
 from vfiokit.assign.document import Blocker, Loss
 from vfiokit.host.block import names, optional_text
-from vfiokit.host.tree import RecordedTree, Tree
+from vfiokit.host.tree import FolderTree, RecordedTree, Tree
 from vfiokit.host.usage import Use, openers, uses
 from vfiokit.isolation.group import Group, predict
 from vfiokit.isolation.viability import manages_own_dma
@@ -87,6 +87,11 @@ def uses_vfio(driver: str) -> bool:
     return manages_own_dma(driver) and "vfio" in driver
 
 
+def is_capture(tree: Tree) -> bool:
+    """Whether ``tree`` is a copy of a host, so that what it lacks may have been there."""
+    return isinstance(tree, RecordedTree) or (isinstance(tree, FolderTree) and tree.root != "/")
+
+
 def host_fingerprint(tree: Tree) -> str:
     """A stable mark of the host that does not reveal its machine id; ``""`` where it has none."""
     machine_id = optional_text(tree, "/etc/machine-id")
@@ -105,7 +110,7 @@ def examine_driver(tree: Tree, driver: str) -> Findings:
     """Whether the kernel has ``driver`` at all."""
     if tree.exists(f"{DRIVERS}/{driver}"):
         return Findings()
-    if isinstance(tree, RecordedTree):
+    if is_capture(tree):
         return Findings(
             warnings=(f"the capture does not tell whether the driver {driver} was loaded",)
         )
@@ -148,7 +153,7 @@ def _examine_iommu(tree: Tree, function: Function, group: Group | None) -> Findi
     bdf = function.bdf
     if function.recorded.iommu_group is not None:
         return Findings()
-    if group is not None and isinstance(tree, RecordedTree) and not tree.exists(_GROUPS):
+    if group is not None and is_capture(tree) and not tree.exists(_GROUPS):
         return Findings(
             warnings=(
                 f"the capture holds no IOMMU groups; that {bdf} would share one with "
@@ -180,7 +185,7 @@ def _examine_reset(tree: Tree, topology: Topology, function: Function) -> Findin
     methods = optional_text(tree, f"{folder}/reset_method")
     if methods or (methods is None and tree.exists(f"{folder}/reset")):
         return Findings()
-    known = methods is not None or not isinstance(tree, RecordedTree)
+    known = methods is not None or not is_capture(tree)
     if known or any(tree.exists(f"{DEVICES}/{each.bdf}/reset_method") for each in topology):
         return Findings(
             (
