@@ -280,6 +280,8 @@ class FolderTree:
             if part in ("", "."):
                 continue
             if part == "..":
+                if inside and not self._is_folder(inside):
+                    raise _error(errno.ENOTDIR, path)
                 del inside[-1:]
                 continue
             inside.append(part)
@@ -300,6 +302,12 @@ class FolderTree:
         if not (logical + "/").startswith(self.prefix + "/"):
             raise _error(errno.ENOENT, path)
         return self.root + logical[len(self.prefix) :]
+
+    def _is_folder(self, inside: Sequence[str]) -> bool:
+        logical = "/" + "/".join(inside)
+        if (self.prefix + "/").startswith(logical + "/"):
+            return True
+        return os.path.isdir(self.root + logical[len(self.prefix) :])
 
     def _target(self, inside: Sequence[str], path: str) -> str | None:
         """Where the link made of these components leads; ``None`` when it is no link."""
