@@ -222,7 +222,7 @@ states = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     states=states,
     chosen=st.lists(st.sampled_from(BDFS), min_size=1, max_size=3, unique=True),

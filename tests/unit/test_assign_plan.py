@@ -136,6 +136,12 @@ def test_driver_that_does_not_use_vfio_needs_no_group(tmp_path: Path) -> None:
     assert plan(tree, [nvme], driver="uio_pci_generic").blockers == ()
 
 
+def test_driver_that_does_not_use_vfio_leaves_the_group_alone(tmp_path: Path) -> None:
+    made = plan(build(tmp_path), [gpu], driver="uio_pci_generic", include_group=True)
+    assert made.blockers == ()
+    assert [target.bdf for target in made.targets] == [gpu]
+
+
 def test_enabled_virtual_functions_block(tmp_path: Path) -> None:
     tree = build(tmp_path)
     put(tmp_path, f"{PCI}/{NIC}/sriov_numvfs", "4\n")

@@ -191,6 +191,20 @@ def test_bridge_does_not_claim_what_is_below_it(tmp_path: Path) -> None:
     assert used(tmp_path, NIC) == {}
 
 
+def test_volume_management_device_owns_the_disks_of_its_domain(tmp_path: Path) -> None:
+    build(tmp_path)
+    below = f"{PCI}/{NVME}/pci10000:e0/10000:e0:06.0/10000:e1:00.0"
+    put(tmp_path, f"{below}/nvme/nvme0/nvme0n1/dev", "259:0\n")
+    assert ("disk", "nvme0n1") in used(tmp_path, NVME)
+
+
+def test_mount_in_the_first_namespace_counts(tmp_path: Path) -> None:
+    build(tmp_path)
+    add_disk(tmp_path, "")
+    put(tmp_path, "proc/1/mountinfo", "1 0 259:1 / / rw - ext4 /dev/nvme0n1p1 rw\n")
+    assert used(tmp_path, NVME)["disk", "nvme0n1"].critical
+
+
 def test_openers_are_found_by_node(tmp_path: Path) -> None:
     build(tmp_path)
     tree = FolderTree(str(tmp_path))

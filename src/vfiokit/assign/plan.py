@@ -41,6 +41,7 @@ from vfiokit.assign.survey import (
     examine_function,
     examine_uses,
     host_fingerprint,
+    uses_vfio,
 )
 from vfiokit.errors import UsageError
 from vfiokit.host.sysfs import read_topology
@@ -75,7 +76,7 @@ def plan(
     topology = read_topology(tree)
     chosen = [topology[bdf] for bdf in dict.fromkeys(bdfs)]
     groups = GroupMap(topology)
-    members, findings = _members(topology, groups, chosen, include_group)
+    members, findings = _members(topology, groups, chosen, driver, include_group)
     released = [topology[each.bdf] for each in members if each.fate is Fate.RELEASED]
     roles = [
         *((each, Role.RELEASE) for each in released),
@@ -106,7 +107,11 @@ def plan(
 
 
 def _members(
-    topology: Topology, groups: GroupMap, chosen: list[Function], include_group: bool
+    topology: Topology,
+    groups: GroupMap,
+    chosen: list[Function],
+    driver: str,
+    include_group: bool,
 ) -> tuple[tuple[Member, ...], Findings]:
     """Every member of the groups of ``chosen``, and the host drivers in the way."""
     of_chosen = [groups.of(function) for function in chosen]
@@ -115,7 +120,8 @@ def _members(
     found: list[Member] = []
     blockers: list[Blocker] = []
     for group in wanted.values():
-        bound = group_blockers(topology, group)
+        # Only VFIO claims a group as a whole.
+        bound = group_blockers(topology, group) if uses_vfio(driver) else {}
         for bdf in group.members:
             member = _member(topology[bdf], group, picked, bound, include_group)
             found.append(member)

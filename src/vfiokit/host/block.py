@@ -22,6 +22,7 @@ BOOT_MOUNT_POINTS = frozenset({"/", "/boot", "/boot/efi", "/efi", "/usr", "/var"
 """Mount points that a running host cannot lose."""
 
 _BDF = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_HOST_BRIDGE = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _NVME_NAMESPACE = re.compile(r"nvme\d+n\d+")
 # Folders that hold attributes and never a device worth a walk.
@@ -93,23 +94,29 @@ def names(tree: Tree, path: str) -> list[str]:
         return []
 
 
-def folders_below(tree: Tree, path: str, depth: int = _DEPTH) -> Iterator[str]:
+def folders_below(
+    tree: Tree, path: str, *, depth: int = _DEPTH, whole: bool = False
+) -> Iterator[str]:
     """Every real folder below ``path``, parents first.
 
-    Links, attribute folders and other PCI functions are left out.
+    Links, attribute folders and other PCI functions are left out; but a function that is a host
+    bridge itself (Intel VMD) owns everything in its PCI domain (``whole``).
     """
     if depth == 0:
         return
     for name in names(tree, path):
         child = posixpath.join(path, name)
-        if name in _ATTRIBUTE_FOLDERS or _BDF.fullmatch(name) or _is_link(tree, child):
+        if name in _ATTRIBUTE_FOLDERS or _is_link(tree, child):
+            continue
+        if _BDF.fullmatch(name) and not whole:
             continue
         try:
             tree.list(child)
         except OSError:
             continue
         yield child
-        yield from folders_below(tree, child, depth - 1)
+        inside = whole or _HOST_BRIDGE.fullmatch(name) is not None
+        yield from folders_below(tree, child, depth=depth - 1, whole=inside)
 
 
 def host_disks(tree: Tree) -> HostDisks:
@@ -230,9 +237,11 @@ def _multipath_namespaces(tree: Tree, controller: str) -> dict[str, tuple[str, .
 
 
 def _mounts(tree: Tree) -> tuple[Mount, ...] | None:
-    text = optional_text(tree, "/proc/self/mountinfo")
-    if text is not None:
-        return tuple(filter(None, (_mountinfo_line(line) for line in text.splitlines())))
+    # This process may live in a mount namespace of its own; the first one holds the host's.
+    texts = [optional_text(tree, f"/proc/{process}/mountinfo") for process in ("1", "self")]
+    lines = [line for text in texts if text is not None for line in text.splitlines()]
+    if lines or any(text is not None for text in texts):
+        return tuple(filter(None, (_mountinfo_line(line) for line in dict.fromkeys(lines))))
     text = optional_text(tree, "/proc/mounts")
     if text is None:
         return None
