@@ -56,7 +56,7 @@ def _top_level() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(parsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:  # noqa: SLF001
+def _add(parsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
     command = load(name)
     parser = parsers.add_parser(
         name,

@@ -39,14 +39,14 @@ class Output:
 
     @property
     def console(self) -> Console:
-        """rich's console on standard output."""
+        """Rich's console on standard output."""
         if self._console is None:
             self._console = _console(stderr=False)
         return self._console
 
     @property
     def error_console(self) -> Console:
-        """rich's console on standard error, for progress."""
+        """Rich's console on standard error, for progress."""
         if self._errors is None:
             self._errors = _console(stderr=True)
         return self._errors

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vfiokit.host.tree import Tree
     from vfiokit.kernel.port import Kernel
     from vfiokit.pci.topology import Topology
@@ -17,16 +19,18 @@ if TYPE_CHECKING:
 class Session:
     """The host behind a command: its files, its kernel, its topology."""
 
-    def __init__(self, host: str = "live", kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        host: str = "live",
+        kernel: Kernel | None = None,
+        journal_folder: Path | None = None,
+    ) -> None:
         self.host = host
         """``live``, ``demo``, or the path of a capture."""
+        self.journal_folder = journal_folder
+        """Where journals go unless the command line says otherwise; ``None``: the default."""
         self._kernel = kernel
         self._tree: Tree | None = None
-
-    @property
-    def is_machine(self) -> bool:
-        """Whether this is a software machine."""
-        return self._kernel is not None and self.host != "live"
 
     @property
     def tree(self) -> Tree:

@@ -1,0 +1,144 @@
+"""``vfiokit groups``: IOMMU groups as the kernel's rules make them, and why."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from vfiokit.cli import exit as exit_code
+from vfiokit.cli.render import Output
+from vfiokit.cli.session import Session
+
+if TYPE_CHECKING:
+    from vfiokit.isolation.compare import Comparison
+    from vfiokit.isolation.group import Group, Grouping
+    from vfiokit.pci.topology import Function, Topology
+
+DESCRIPTION = """\
+Predict the IOMMU groups of a host from its configuration bytes, by the kernel's
+rules and quirk tables, and compare them with the groups that the host's own kernel
+recorded. The recorded answer is never an input of the prediction.
+"""
+EPILOG = """\
+examples:
+  vfiokit groups                        this machine
+  vfiokit groups --host capture.tar.zst --why 05:00.0
+  vfiokit groups --host demo --no-quirks   what a tool without the quirk tables would say
+
+exit codes: 0 predicted and recorded groups agree (or none were recorded), 3 they differ
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare arguments."""
+    parser.add_argument(
+        "--why", metavar="DEVICE", help="say which rule, port and bit decided for a device"
+    )
+    parser.add_argument(
+        "--no-quirks", action="store_true", help="ignore the kernel's tables of known devices"
+    )
+
+
+def run(arguments: argparse.Namespace, session: Session) -> int:
+    """Predict, compare, print."""
+    from vfiokit.isolation.compare import compare
+    from vfiokit.isolation.group import predict
+
+    topology = session.topology()
+    grouping = predict(topology, quirks=not arguments.no_quirks)
+    comparison = compare(grouping, topology)
+    output = Output(json=arguments.json)
+    if arguments.why:
+        _print_why(output, session, topology, grouping, arguments.why)
+        return exit_code.DONE
+    if output.json:
+        output.document("groups", session.host, _document(topology, grouping, comparison))
+    else:
+        _print_groups(output, topology, grouping, comparison)
+    return exit_code.DONE if comparison.agree == comparison.total else exit_code.NO
+
+
+def _print_groups(
+    output: Output, topology: Topology, grouping: Grouping, comparison: Comparison
+) -> None:
+    rows = (_row(group, topology[bdf]) for group in grouping.groups for bdf in group.members)
+    output.table(("GROUP", "ADDRESS", "CLASS", "ID", "DRIVER", "RECORDED"), rows)
+    leaks = grouping.leaks(topology)
+    for leak in leaks:
+        output.line(f"note: {leak.text()}")
+    if comparison.total:
+        output.line(f"{comparison.agree} of {comparison.total} recorded groups agree")
+        for difference in comparison.differences:
+            output.line(f"differs: {difference}")
+    else:
+        output.line(f"{len(grouping.groups)} groups predicted; the host's kernel recorded none")
+
+
+def _row(group: Group, function: Function) -> tuple[str, ...]:
+    identity = function.identity
+    recorded = function.recorded.iommu_group
+    return (
+        str(group.id),
+        str(function.bdf),
+        f"{identity.class_code:06x}",
+        f"{identity.vendor_id:04x}:{identity.device_id:04x}",
+        function.recorded.driver or "-",
+        "-" if recorded is None else str(recorded),
+    )
+
+
+def _print_why(
+    output: Output, session: Session, topology: Topology, grouping: Grouping, text: str
+) -> None:
+    from vfiokit.pci.selector import select
+
+    functions = select(topology, text)
+    if output.json:
+        output.document(
+            "groups-why",
+            session.host,
+            {"devices": [_why_document(grouping, function) for function in functions]},
+        )
+        return
+    for function in functions:
+        group = grouping.of(function.bdf)
+        output.heading(f"{function.bdf} is in group {group.id}, with {len(group.members) - 1} more")
+        output.line(f"  {grouping.why(function.bdf).text()}")
+        for step in grouping.steps(function.bdf):
+            output.line(f"  - {step.text()}")
+
+
+def _why_document(grouping: Grouping, function: Function) -> dict[str, object]:
+    group = grouping.of(function.bdf)
+    return {
+        "address": str(function.bdf),
+        "group": group.id,
+        "members": [str(bdf) for bdf in group.members],
+        "why": grouping.why(function.bdf).text(),
+        "steps": [step.text() for step in grouping.steps(function.bdf)],
+    }
+
+
+def _document(topology: Topology, grouping: Grouping, comparison: Comparison) -> dict[str, object]:
+    return {
+        "groups": [
+            {
+                "id": group.id,
+                "members": [
+                    {
+                        "address": str(bdf),
+                        "recorded_group": topology[bdf].recorded.iommu_group,
+                        "why": grouping.why(bdf).text(),
+                    }
+                    for bdf in group.members
+                ],
+            }
+            for group in grouping.groups
+        ],
+        "recorded": {
+            "total": comparison.total,
+            "agree": comparison.agree,
+            "differences": [str(difference) for difference in comparison.differences],
+        },
+        "leaks": [leak.text() for leak in grouping.leaks(topology)],
+    }

@@ -1,0 +1,1 @@
+"""The main job from end to end, as values: read, choose, twin, plan, drive, prove, give back."""
