@@ -102,8 +102,20 @@ def test_public_names_are_documented(path: Path) -> None:
     assert not missing, missing
 
 
+def _dotted(path: Path) -> str:
+    parts = ["vfiokit", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+KNOWN = {_dotted(path): path for path in MODULES}
+
+
 def _imports(path: Path) -> set[str]:
-    """Modules of the package imported at the top level of a module (not inside functions)."""
+    """Modules of the package imported at the top level of a module (not inside functions).
+
+    ``from package import module`` depends on the module; that its package is initialised first
+    is no cycle.
+    """
     found: set[str] = set()
     pending: list[ast.stmt] = list(_tree(path).body)
     while pending:
@@ -115,18 +127,14 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith("vfiokit")}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in KNOWN else node.module)
+    return found & KNOWN.keys()
 
 
 def test_there_is_no_import_cycle() -> None:
-    def dotted(path: Path) -> str:
-        parts = ["vfiokit", *path.relative_to(PACKAGE).with_suffix("").parts]
-        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-    known = {dotted(path): path for path in MODULES}
-    graph = {name: _imports(path) & known.keys() - {name} for name, path in known.items()}
+    graph = {name: _imports(path) - {name} for name, path in KNOWN.items()}
     done: set[str] = set()
     trail: list[str] = []
 
