@@ -31,7 +31,10 @@ from vfiokit.errors import (
     DriftError,
     JournalError,
     PlanBlockedError,
+    UsageError,
 )
+from vfiokit.host.tree import FolderTree
+from vfiokit.kernel.recording import RecordingKernel
 from vfiokit.pci.address import Bdf
 
 nvme, nic, gpu, audio = map(Bdf.parse, (NVME, NIC, GPU, AUDIO))
@@ -361,7 +364,6 @@ def test_removed_function_is_left_out_of_undo(host: Host) -> None:
 
 
 def test_reboot_has_undone_the_plan(host: Host) -> None:
-    (host.root / "other").mkdir()
     applied = apply(host.kernel, plan(host.tree, [nvme]), host.journals)
     assert applied.journal is not None
     put(host.root, "proc/sys/kernel/random/boot_id", "another boot\n")
@@ -383,6 +385,13 @@ def test_journal_of_another_host_is_refused(host: Host) -> None:
     put(host.root, "etc/machine-id", "other\n")
     with pytest.raises(JournalError, match="another host"):
         undo(host.kernel, applied.journal)
+
+
+def test_recorded_host_is_not_changed(host: Host) -> None:
+    kernel = RecordingKernel(FolderTree(str(host.root)))
+    with pytest.raises(UsageError, match="recorded host"):
+        apply(kernel, plan(kernel.tree, [nvme]), host.journals)
+    assert not host.journals.exists()
 
 
 def test_missing_journal_is_an_error(host: Host) -> None:

@@ -31,9 +31,11 @@ from vfiokit.errors import (
     DeviceNotFoundError,
     DriftError,
     PlanBlockedError,
+    UsageError,
     VfiokitError,
 )
 from vfiokit.kernel.port import Kernel, WritableTree
+from vfiokit.kernel.recording import ReadOnlyTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,17 @@ def apply(
 ) -> Applied:
     """Carry out ``plan``, each step journaled in ``journal_dir`` before it is done.
 
-    Nothing is written to the host when a blocker is not forced (:class:`PlanBlockedError`),
-    the host is no longer what the plan was made for (:class:`DriftError`), or another process
-    applies or undoes a plan (:class:`DeviceBusyError`). A step that fails, and an interrupt, take
-    back every step before it; then :class:`ApplyError`, or the interrupt, is raised.
+    Nothing is written when the host is a recording (:class:`UsageError`), a blocker is not
+    forced (:class:`PlanBlockedError`), the host is no longer what the plan was made for
+    (:class:`DriftError`), or another process applies or undoes a plan
+    (:class:`DeviceBusyError`). A step that fails, and an interrupt, take back every step before
+    it; then :class:`ApplyError`, or the interrupt, is raised.
     """
+    if isinstance(kernel.tree, ReadOnlyTree):
+        raise UsageError(
+            "a recorded host cannot be changed",
+            hint="apply the plan on the host itself, or on a software machine built from it",
+        )
     forced = frozenset(force) | plan.forced
     _refuse(plan.open_blockers(forced))
     folder = journal_dir or default_folder()

@@ -13,6 +13,7 @@ from vfiokit.host.tree import FolderTree, RecordedTree, Tree
 from vfiokit.host.usage import Use, openers, uses
 from vfiokit.isolation.group import Group, predict
 from vfiokit.isolation.viability import manages_own_dma
+from vfiokit.kernel.recording import ReadOnlyTree
 from vfiokit.pci.topology import Function, Topology
 
 _GROUPS = "/sys/kernel/iommu_groups"
@@ -89,7 +90,9 @@ def uses_vfio(driver: str) -> bool:
 
 def is_capture(tree: Tree) -> bool:
     """Whether ``tree`` is a copy of a host, so that what it lacks may have been there."""
-    return isinstance(tree, RecordedTree) or (isinstance(tree, FolderTree) and tree.root != "/")
+    return isinstance(tree, RecordedTree | ReadOnlyTree) or (
+        isinstance(tree, FolderTree) and tree.root != "/"
+    )
 
 
 def host_fingerprint(tree: Tree) -> str:
