@@ -122,6 +122,9 @@ def test_prefix_shows_a_bare_copy_of_sysfs_at_sys(tmp_path: Path) -> None:
     assert tree.list("/sys/bus/pci/devices/0000:01:00.0/subsystem/devices") == ["0000:01:00.0"]
     assert not tree.exists("/proc/cmdline")
     assert not tree.exists("/sysx")
+    assert tree.read("/sys/../sys/devices/../devices/pci0000:00/0000:00:01.0/class")
+    with pytest.raises(FileNotFoundError):
+        tree.list("/")
 
 
 def test_folder_tree_never_leaves_its_root(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def _recorded(path: str) -> RecordedTree:
     data = read_file(path)
     if not data.strip():
         raise FormatError("the file is empty", path=path, hint=_HINT)
-    lines = data[:4096].lstrip().splitlines()
-    first = next((line for line in lines if not line.startswith(b"#")), b"")
+    lines = data[:4096].splitlines()
+    first = next((line for line in lines if line.strip() and not line.startswith(b"#")), b"")
     if first.startswith((b"P: ", b"E: ")):
         from vfiokit.host import umockdev
 
@@ -55,7 +55,7 @@ def _recorded(path: str) -> RecordedTree:
 
     if tar.is_tar(data):
         return archive.unpack(data, path)
-    raise FormatError(f"{_described(data, first)}", path=path, hint=_HINT)
+    raise FormatError(_described(data, first), path=path, hint=_HINT)
 
 
 def _described(data: bytes, first: bytes) -> str:

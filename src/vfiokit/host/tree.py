@@ -10,7 +10,7 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol, TypeAlias
 
 
@@ -260,6 +260,9 @@ class FolderTree:
         self.root = os.path.abspath(root)
         self.prefix = prefix.rstrip("/")
         self._live = self.root == "/" and not self.prefix
+        # Folders on the way somewhere that are no links. They are taken to stay so: only the
+        # live tree changes its shape, and it is not walked.
+        self._no_links: set[str] = set()
 
     def __repr__(self) -> str:
         return f"FolderTree({self.root!r}, prefix={self.prefix!r})"
@@ -273,49 +276,50 @@ class FolderTree:
         if self._live:
             return path
         pending = path.split("/")[::-1]
-        inside: list[str] = []
-        hops = 0
+        place, hops = "", 0  # in the tree; "" is its root
         while pending:
             part = pending.pop()
             if part in ("", "."):
                 continue
             if part == "..":
-                if inside and not self._is_folder(inside):
+                if not self._is_above_root(place) and not os.path.isdir(self._outside(place, path)):
                     raise _error(errno.ENOTDIR, path)
-                del inside[-1:]
+                place = place.rpartition("/")[0]
                 continue
-            inside.append(part)
-            if not pending and not follow:
-                break
-            target = self._target(inside, path)
+            child = f"{place}/{part}"
+            if child in self._no_links or (not pending and not follow):
+                place = child
+                continue
+            target = self._target(child, path)
             if target is None:
+                if pending:
+                    self._no_links.add(child)
+                place = child
                 continue
             hops += 1
             if hops > _MAX_LINKS:
                 raise _error(errno.ELOOP, path)
-            inside = [] if target.startswith("/") else inside[:-1]
+            if target.startswith("/"):
+                place = ""
             pending.extend(reversed(target.split("/")))
-        return self._outside(inside, path)
+        return self._outside(place, path)
 
-    def _outside(self, inside: Sequence[str], path: str) -> str:
-        logical = "/" + "/".join(inside)
-        if not (logical + "/").startswith(self.prefix + "/"):
+    def _is_above_root(self, place: str) -> bool:
+        """Whether ``place`` is the root or a folder above it, which exists in name only."""
+        return (self.prefix + "/").startswith(place + "/")
+
+    def _outside(self, place: str, path: str) -> str:
+        """The path on this machine of ``place`` in the tree; ENOENT when it is not below root."""
+        if not (place + "/").startswith(self.prefix + "/"):
             raise _error(errno.ENOENT, path)
-        return self.root + logical[len(self.prefix) :]
+        return self.root + place[len(self.prefix) :]
 
-    def _is_folder(self, inside: Sequence[str]) -> bool:
-        logical = "/" + "/".join(inside)
-        if (self.prefix + "/").startswith(logical + "/"):
-            return True
-        return os.path.isdir(self.root + logical[len(self.prefix) :])
-
-    def _target(self, inside: Sequence[str], path: str) -> str | None:
-        """Where the link made of these components leads; ``None`` when it is no link."""
-        logical = "/" + "/".join(inside)
-        if (self.prefix + "/").startswith(logical + "/"):
-            return None  # a folder above the root exists in name only
+    def _target(self, place: str, path: str) -> str | None:
+        """Where the link at ``place`` leads; ``None`` when it is no link."""
+        if self._is_above_root(place):
+            return None
         try:
-            return os.readlink(self._outside(inside, path))
+            return os.readlink(self._outside(place, path))
         except OSError as failure:
             if failure.errno == errno.EINVAL:
                 return None
