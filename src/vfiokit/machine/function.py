@@ -71,20 +71,23 @@ class IntxPin(Protocol):
         ...
 
 
-class _Unplugged:
+class Unplugged:
     """DMA of a function that is in no machine yet."""
 
     def read(self, iova: int, length: int) -> bytes:
+        """There is nothing to read from."""
         raise MachineError(f"DMA read of {length} bytes at {iova:#x} by an unplugged function")
 
     def read_into(self, iova: int, buffer: memoryview) -> None:
+        """There is nothing to read from."""
         self.read(iova, len(buffer))
 
     def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """There is nothing to write to."""
         self.read(iova, len(data))
 
     def set(self, level: bool) -> None:
-        pass
+        """Nobody is at the other end of the wire."""
 
 
 class Function:
@@ -100,8 +103,8 @@ class Function:
         self.config = config
         self.bars: dict[int, BarModel] = {bar.index: bar for bar in bars}
         self.clock = Clock()
-        self.dma: Dma = _Unplugged()
-        self.intx: IntxPin = _Unplugged()
+        self.dma: Dma = Unplugged()
+        self.intx: IntxPin = Unplugged()
         self.physfn: Bdf | None = None
         self.on_config_change: Callable[[Function], None] | None = None
         """Set by the fabric: called when decoding may have changed (command, BARs, windows)."""

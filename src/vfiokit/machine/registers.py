@@ -119,6 +119,15 @@ def _ats(function: Function, at: int) -> None:
     _watch_routing(function, at + 6, 2)
 
 
+def _single_root_io_virtualization(function: Function, at: int) -> None:
+    config = function.config
+    config.allow(at + 0x08, 2, 0x001F)
+    config.allow(at + 0x10, 2, 0xFFFF)
+    config.allow(at + 0x20, 4, 0xFFFFFFFF)
+    _watch_routing(function, at + 0x08, 2)
+    _watch_routing(function, at + 0x24, 0x18)  # VF BARs
+
+
 def _error_reporting(function: Function, at: int) -> None:
     config = function.config
     for offset, clears in ((4, True), (8, False), (0x0C, False), (0x10, True), (0x14, False)):
@@ -171,7 +180,7 @@ _EXTENDED: Final[dict[int, Callable[[Function, int], None]]] = {
     0x0D: _acs,
     0x0E: _writable((6, 2, 0x0003)),  # ARI: MFVC and ACS function groups
     0x0F: _ats,
-    0x10: _writable((8, 2, 0x001F), (0x10, 2, 0xFFFF), (0x20, 4, 0xFFFFFFFF)),  # SR-IOV
+    0x10: _single_root_io_virtualization,
     0x13: _writable((4, 2, 0x0003)),  # Page Request Interface
     0x1B: _writable((6, 2, 0x0007)),  # PASID
 }

@@ -68,6 +68,12 @@ class InterruptRemapper:
         """Requests that passed."""
         self._cache: dict[int, tuple[int, int]] = {}
 
+    def reset(self) -> None:
+        """Power-on state: disabled, no table."""
+        self.enabled = self.allow_compatibility = False
+        self.table = self.count = 0
+        self._cache.clear()
+
     def set_table(self, table: int, count: int) -> None:
         """Use the table of ``count`` entries (a power of two, 2 to 65536) at hpa ``table``."""
         if not 2 <= count <= 65536 or count & (count - 1):

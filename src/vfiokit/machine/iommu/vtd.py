@@ -111,6 +111,15 @@ class VtdUnit:
         self.enabled = False
         self._attached.clear()
 
+    def reset(self) -> None:
+        """Power-on state: nothing enabled, nothing cached, no table known."""
+        self.disable_translation()
+        self.root_table = 0
+        self._contexts.clear()
+        self.iotlb.invalidate_all()
+        self.faults.drain()
+        self.remapper.reset()
+
     def invalidate_context(
         self, *, domain_id: int | None = None, requester_id: int | None = None
     ) -> None:
