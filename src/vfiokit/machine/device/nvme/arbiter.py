@@ -70,7 +70,8 @@ class Arbiter:
             else:
                 self._set_head(completions, value)
                 controller.interrupts.refresh()
-                self.wake()
+                if self._ready or not queue_id:  # something may have waited for the room
+                    self.wake()
         else:
             submissions = controller.submission.get(queue_id)
             if submissions is None:
