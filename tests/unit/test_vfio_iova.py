@@ -23,16 +23,18 @@ class Naive:
             granule for start, last in RANGES for granule in range(start // G, (last + 1) // G)
         }
 
-    def allocate(self, count: int, alignment: int, max_iova: int | None) -> int | None:
-        for first in range(1, 0x70):
-            wanted = set(range(first, first + count))
-            end = (first + count) * G
-            if first * G % alignment == 0 and wanted <= self.free:
-                if max_iova is not None and end - 1 > max_iova:
-                    return None
-                self.free -= wanted
-                return first * G
-        return None
+    def fits(self, iova: int, count: int, alignment: int, max_iova: int | None) -> bool:
+        wanted = set(range(iova // G, iova // G + count))
+        low_enough = max_iova is None or iova + count * G - 1 <= max_iova
+        return iova % alignment == 0 and low_enough and wanted <= self.free
+
+    def places(self, count: int, alignment: int, max_iova: int | None) -> list[int]:
+        """Every address above 0 that would do."""
+        return [
+            first * G
+            for first in range(1, 0x70)
+            if self.fits(first * G, count, alignment, max_iova)
+        ]
 
 
 operation = st.one_of(
@@ -49,20 +51,23 @@ operation = st.one_of(
 
 @given(st.lists(operation, max_size=60))
 @settings(max_examples=300, deadline=None)
-def test_allocations_equal_those_of_the_naive_model(operations) -> None:
+def test_allocator_agrees_with_a_set_of_free_granules(operations) -> None:
     allocator, naive = IovaAllocator(RANGES, G), Naive()
     taken: list[tuple[int, int]] = []
     for step in operations:
         if step[0] == "allocate":
             _, count, alignment, limit = step
-            expected = naive.allocate(count, max(alignment, G), limit)
-            if expected is None:
+            alignment = max(alignment, G)
+            places = naive.places(count, alignment, limit)
+            if places:
+                iova = allocator.allocate(count * G, alignment, limit)
+                assert iova in places
+                naive.free -= set(range(iova // G, iova // G + count))
+                taken.append((iova, count))
+            else:
                 with pytest.raises(KernelError) as caught:
                     allocator.allocate(count * G, alignment, limit)
                 assert caught.value.errno == errno.ENOSPC
-            else:
-                assert allocator.allocate(count * G, alignment, limit) == expected
-                taken.append((expected, count))
         elif step[0] == "free" and taken:
             iova, count = taken.pop(step[1] % len(taken))
             allocator.free(iova, count * G)
@@ -81,6 +86,14 @@ def test_allocations_equal_those_of_the_naive_model(operations) -> None:
             granule for start, end in allocator.holes() for granule in range(start // G, end // G)
         }
         assert covered == naive.free
+
+
+def test_empty_space_is_filled_from_below_and_a_snug_hole_first() -> None:
+    allocator = IovaAllocator([(0, 64 * G - 1)], G)
+    assert [allocator.allocate(2 * G) for _ in range(3)] == [G, 3 * G, 5 * G]
+    allocator.free(3 * G, 2 * G)
+    assert allocator.allocate(4 * G) == 7 * G
+    assert allocator.allocate(2 * G) == 3 * G
 
 
 def test_freed_neighbours_join_into_one_hole() -> None:
