@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vfiokit.abi import pci_regs, vfio
+from vfiokit.abi import pci_regs, vfio, vfio_spapr
 from vfiokit.abi._layout import CStruct
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +25,12 @@ RECORDS: dict[str, Any] = {
     for path in HERE.glob("linux-*.json")
 }
 NEWEST = max(RECORDS, key=lambda version: [int(part) for part in version.split(".")])
-MODULES = {"vfio": vfio, "pci_regs": pci_regs}
+MODULES: dict[str, tuple[ModuleType, ...]] = {
+    "vfio": (vfio, vfio_spapr),
+    "pci_regs": (pci_regs,),
+}
+"""Header of the record → modules that describe it."""
+
 PREFIXES = {"vfio": "VFIO_", "pci_regs": "PCI_"}
 
 NOT_IN_UAPI = {
@@ -89,15 +94,19 @@ LEFT_OUT = {
 }
 
 
-def constants(name: str) -> dict[str, int | str]:
+def constants(header: str) -> dict[str, int | str]:
     return {
-        key: value for key, value in vars(MODULES[name]).items() if key.startswith(PREFIXES[name])
+        key: value
+        for module in MODULES[header]
+        for key, value in vars(module).items()
+        if key.startswith(PREFIXES[header])
     }
 
 
-def structs(module: ModuleType) -> dict[str, type[CStruct]]:
+def structs(header: str) -> dict[str, type[CStruct]]:
     return {
         key: value
+        for module in MODULES[header]
         for key, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, CStruct) and value is not CStruct
     }
@@ -124,14 +133,14 @@ def c_path(struct: str, field: str, paths: dict[str, list[Any]]) -> str | None:
 def wrong(version: str, record: dict[str, Any], *, newest: bool) -> list[str]:
     """Everything in which our modules contradict one record."""
     found: list[str] = []
-    for name, module in MODULES.items():
+    for name in MODULES:
         theirs = record[name]["constants"]
         for key, value in constants(name).items():
             if key not in theirs or same_number(value, theirs[key]):
                 continue
             if newest or theirs[key] != CHANGED.get(key):
                 found.append(f"{key}: {value} here, {theirs[key]} in Linux {version}")
-        for key, struct in structs(module).items():
+        for key, struct in structs(name).items():
             if key in record[name]["structs"]:
                 found += wrong_struct(key, struct, record[name]["structs"][key], newest=newest)
     return found
@@ -175,7 +184,7 @@ def test_every_definition_agrees_with_the_compiler(version):
 def test_every_name_is_known_to_some_header(name):
     known = set().union(*(record[name]["constants"] for record in RECORDS.values()))
     known |= set().union(*(record[name]["structs"] for record in RECORDS.values()))
-    ours = set(constants(name)) | set(structs(MODULES[name]))
+    ours = set(constants(name)) | set(structs(name))
     assert ours - known - NOT_IN_UAPI == set()
 
 
@@ -183,15 +192,15 @@ def test_every_name_of_vfio_h_is_defined_or_left_out_on_purpose():
     theirs = set().union(
         *({*record["vfio"]["constants"], *record["vfio"]["structs"]} for record in RECORDS.values())
     )
-    ours = set(constants("vfio")) | set(structs(vfio))
+    ours = set(constants("vfio")) | set(structs("vfio"))
     assert theirs - ours - LEFT_OUT == set()
     assert theirs >= LEFT_OUT, "listed as left out, but in no header"
     assert not ours & LEFT_OUT, "listed as left out, but defined"
 
 
-@pytest.mark.parametrize("name", sorted(structs(vfio)))
+@pytest.mark.parametrize("name", sorted(structs("vfio")))
 def test_struct_survives_a_round_trip(name):
-    struct = structs(vfio)[name]
+    struct = structs("vfio")[name]
     values = {
         field: -1 if struct.__annotations__[field] == "s32" else index + 1
         for index, field in enumerate(struct.OFFSETS)
