@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol
 
 from vfiokit.kernel.port import Kernel
 from vfiokit.vfio.address_space import AddressSpace
 from vfiokit.vfio.container import Container, IommuType
-from vfiokit.vfio.failure import kernel_error
 from vfiokit.vfio.group import Group
 
 
@@ -88,15 +88,13 @@ class GroupBackend:
 
     def close(self) -> None:
         """Device, then group, then container: the order in which the kernel lets go."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            try:
-                self.kernel.close(fd)
-            except OSError as error:
-                raise kernel_error("close", "device", error) from error
-            finally:
-                group, self._group = self._group, None
-                if group is not None and group.fd >= 0:
-                    self.address_space.detach(group)
-                if self._owns_container:
-                    self.address_space.close()
+        if self.fd < 0:
+            return
+        fd, self.fd = self.fd, -1
+        group, self._group = self._group, None
+        with contextlib.ExitStack() as stack:
+            if self._owns_container:
+                stack.callback(self.address_space.close)
+            if group is not None and group.fd >= 0:
+                stack.callback(self.address_space.detach, group)
+            stack.callback(self.kernel.close, fd)
