@@ -81,14 +81,20 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser; with ``only``, just that subcommand's module is imported."""
+    """The parser; with ``only``, a parser of just that subcommand: no other module is imported."""
+    parser = _top_level()
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in COMMANDS if only is None else (only,):
+        _add(parsers, name)
+    return parser
+
+
+def _overview() -> argparse.ArgumentParser:
+    """The parser that lists the subcommands, without importing any of them."""
     parser = _top_level()
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, help_text in COMMANDS.items():
-        if only is None or name == only:
-            _add(parsers, name)
-        else:
-            parsers.add_parser(name, help=help_text, add_help=False)
+        parsers.add_parser(name, help=help_text, add_help=False)
     return parser
 
 
@@ -96,7 +102,7 @@ def main(argv: Sequence[str] | None = None, session: Session | None = None) -> i
     """Run one command line; returns the exit code. ``session`` overrides ``--host``."""
     words = list(sys.argv[1:] if argv is None else argv)
     named = next((word for word in words if not word.startswith("-")), "")
-    parser = build_parser(named if named in COMMANDS else "none")
+    parser = build_parser(named) if named in COMMANDS else _overview()
     arguments = parser.parse_args(words)
     if arguments.command is None:
         parser.print_help()
