@@ -86,6 +86,19 @@ def test_extents_cover_exactly_the_pages_in_order(transfer: tuple[int, int, Buil
     assert reads == [(iova, len(data)) for iova, data in built.memory.items()]
 
 
+@pytest.mark.parametrize("pages", [511, 512, 513, 514, 1023, 1024, 1025])
+@pytest.mark.parametrize("slots", [1, 2, 510, 511, 512])
+def test_the_last_slot_of_a_list_chains_only_if_pages_remain(pages: int, slots: int) -> None:
+    addresses = [0x1000_0000 + 0x2000 * index for index in range(pages)]
+    built = _build(addresses, 0, 4096 * pages, 4096, 4096 - 8 * slots)
+
+    def read(iova: int, size: int) -> bytes:
+        return built.memory[iova][:size]
+
+    found = extents(built.prp1, built.prp2, 4096 * pages, 4096, read)
+    assert [extent.iova for extent in found] == addresses
+
+
 @given(
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**64 - 1),

@@ -96,8 +96,13 @@ class Arbiter:
             epoch = self.epoch
             self._controller.after(self.latency_ns, lambda: self._round(epoch))
 
-    def resume(self) -> None:
-        """Take up queues that hold commands, after a snapshot was loaded."""
+    def owed_completions(self) -> list[tuple[int, int, int]]:
+        """What :meth:`owe` was given and is not posted yet, for snapshots."""
+        return list(self._owed)
+
+    def resume(self, owed: list[tuple[int, int, int]]) -> None:
+        """Take up owed completions and queues with commands, after a snapshot was loaded."""
+        self._owed.extend(owed)
         self._ready.update(self._controller.submission)
         self.wake()
 

@@ -29,6 +29,7 @@ from vfiokit.machine.device.nvme.event import NAMESPACE_CHANGED, TEMPERATURE_THR
 from vfiokit.machine.device.nvme.feature import Features
 from vfiokit.machine.device.nvme.identify import EVENT_REQUEST_LIMIT, Identity
 from vfiokit.machine.device.nvme.interrupt import Interrupts
+from vfiokit.machine.device.nvme.membuffer import BufferedMemory, MemoryBuffer
 from vfiokit.machine.device.nvme.namespace import Namespace
 from vfiokit.machine.device.nvme.prp import Extent, extents
 from vfiokit.machine.device.nvme.queue import CompletionQueue, SubmissionQueue
@@ -95,9 +96,17 @@ class Controller:
     """An NVMe controller with one namespace, on the bus through ``function``."""
 
     def __init__(
-        self, function: Function, identity: Identity, namespace: Namespace, limits: Limits
+        self,
+        function: Function,
+        identity: Identity,
+        namespace: Namespace,
+        limits: Limits,
+        buffer: MemoryBuffer | None = None,
     ) -> None:
         self._function = function
+        self.buffer = buffer
+        """The Controller Memory Buffer, if there is one."""
+        self._buffered = None if buffer is None else BufferedMemory(function, buffer)
         self.identity = identity
         self.namespace = namespace
         self.limits = limits
@@ -122,8 +131,8 @@ class Controller:
 
     @property
     def memory(self) -> Dma:
-        """How the controller reaches host memory."""
-        return self._function.dma
+        """How the controller reaches host memory, and its own buffer where it is addressable."""
+        return self._function.dma if self._buffered is None else self._buffered
 
     @property
     def running(self) -> bool:
@@ -235,6 +244,8 @@ class Controller:
         register = self.registers.write(offset, width, value)
         if register is CC:
             self._configured(before, self.registers.get(CC))
+        elif register is CMBMSC:
+            self._configure_buffer()
         elif register is INTMS:
             self._mask(value, masked=True)
         elif register is INTMC:
@@ -261,7 +272,19 @@ class Controller:
 
     def power_on(self) -> None:
         """Every register and all state as after power-on; the medium and counters stay."""
+        if self.buffer is not None:
+            self.buffer.clear()
         self._reset(keep_admin_queue=False)
+
+    def resume(self) -> None:
+        """Continue an enable or a shutdown that a snapshot caught half way."""
+        registers = self.registers
+        status = registers.get(CSTS)
+        if registers.field(CC, "en") and not status & 3:
+            self._later(lambda: self._set_status("rdy", 1))
+        if extract(CSTS, status, "shst") == _SHUTDOWN_OCCURRING:
+            self._later(self._shutdown_done)
+        self.interrupts.refresh()
 
     def _reset(self, *, keep_admin_queue: bool) -> None:
         self.arbiter.reset()
@@ -283,9 +306,17 @@ class Controller:
                 dstrd=limits.doorbell_stride,
                 css=1,
                 mpsmax=limits.page_size_max,
+                cmbs=0 if self.buffer is None else 1,
             ),
         )
         self.registers.set(VS, self.identity.version)
+        self._configure_buffer()
+
+    def _configure_buffer(self) -> None:
+        if self.buffer is None:
+            self.registers.set(CMBMSC, 0)
+        else:
+            self.buffer.configure(self.registers)
 
     def _enable(self) -> None:
         self.arbiter.reset()

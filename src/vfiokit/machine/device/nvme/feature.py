@@ -7,7 +7,7 @@ value of a feature is its default.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vfiokit.machine.device.nvme.command import (
     BROADCAST_NSID,
@@ -80,6 +80,24 @@ class Features:
         self.submission_queues = self._max_queue_pairs
         self.completion_queues = self._max_queue_pairs
         self._coalescing_disabled: set[int] = set()
+
+    def save(self) -> dict[str, Any]:
+        """The values as plain data."""
+        return {
+            "values": dict(self.values),
+            "temperature_under": self.temperature_under,
+            "submission_queues": self.submission_queues,
+            "completion_queues": self.completion_queues,
+            "coalescing_disabled": sorted(self._coalescing_disabled),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`save` gave."""
+        self.values = dict(state["values"])
+        self.temperature_under = state["temperature_under"]
+        self.submission_queues = state["submission_queues"]
+        self.completion_queues = state["completion_queues"]
+        self._coalescing_disabled = set(state["coalescing_disabled"])
 
     @property
     def burst(self) -> int:

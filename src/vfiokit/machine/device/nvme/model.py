@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from vfiokit.errors import MachineError
 from vfiokit.machine.build import MsixLayout, endpoint_config
 from vfiokit.machine.config import ConfigModel
+from vfiokit.machine.device.nvme import snapshot
 from vfiokit.machine.device.nvme.backing import BlockStore, MemoryStore
 from vfiokit.machine.device.nvme.controller import Controller, Limits
 from vfiokit.machine.device.nvme.identify import Identity
+from vfiokit.machine.device.nvme.membuffer import MemoryBuffer
 from vfiokit.machine.device.nvme.namespace import Namespace
 from vfiokit.machine.device.nvme.registers import DOORBELLS
 from vfiokit.machine.function import BarModel, Function
@@ -19,6 +22,7 @@ from vfiokit.pci.address import Bdf
 NVME_CLASS = 0x010802
 VERSION_1_4 = 0x00010400
 _REGISTER_BAR = 0
+_BUFFER_BAR = 2
 _DEFAULT_CAPACITY = 1 << 30
 _PAGE = 4096
 
@@ -32,7 +36,8 @@ class NvmeFunction(Function):
     ``backing`` holds the blocks; by default sparse memory of ``capacity`` bytes, which costs
     nothing until it is written. ``block_size`` is 512 to 65536, ``mdts`` the largest transfer as
     ``2 ** mdts`` pages of 4 KiB. Without ``limits`` there is one I/O queue pair per interrupt
-    vector beyond the first, and at least one.
+    vector beyond the first, and at least one. ``cmb_size`` bytes at the start of BAR ``cmb_bar``
+    are a Controller Memory Buffer.
 
     Raises :class:`MachineError` if BAR 0 cannot hold the registers, and
     :class:`~vfiokit.errors.UsageError` for texts and sizes that Identify cannot express.
@@ -52,12 +57,15 @@ class NvmeFunction(Function):
         firmware: str = "1.0",
         mdts: int = 7,
         limits: Limits | None = None,
+        cmb_size: int = 0,
+        cmb_bar: int = 2,
     ) -> None:
         super().__init__(bdf, config, bars)
         if block_size & block_size - 1:
             raise MachineError(f"a logical block of {block_size} bytes is not a power of two")
         vectors = self.msix.count if self.msix is not None else 1
         self.limits = limits or Limits(queue_pairs=min(max(vectors - 1, 1), 128))
+        self._buffer = MemoryBuffer(cmb_size, cmb_bar) if cmb_size else None
         self._check_bars()
         self.block_shift = block_size.bit_length() - 1
         identity = Identity(
@@ -72,7 +80,7 @@ class NvmeFunction(Function):
         )
         store = MemoryStore(capacity) if backing is None else backing
         self.controller = Controller(
-            self, identity, Namespace(store, self.block_shift), self.limits
+            self, identity, Namespace(store, self.block_shift), self.limits, self._buffer
         )
         for capability in (self.msi, self.msix):
             if capability is not None:
@@ -95,6 +103,7 @@ class NvmeFunction(Function):
         firmware: str = "1.0",
         mdts: int = 7,
         limits: Limits | None = None,
+        cmb_size: int = 0,
     ) -> NvmeFunction:
         """A controller with a configuration space of its own: PCIe endpoint with FLR.
 
@@ -116,10 +125,14 @@ class NvmeFunction(Function):
             msix=None if vectors is None else MsixLayout(vectors, 0, table, pending),
             aer=True,
         )
+        bars = [BarModel(_REGISTER_BAR, size, wide=True)]
+        if cmb_size:
+            window = max(1 << (cmb_size - 1).bit_length(), _PAGE)
+            bars.append(BarModel(_BUFFER_BAR, window, wide=True, prefetchable=True))
         return cls(
             bdf,
             config,
-            (BarModel(_REGISTER_BAR, size, wide=True),),
+            tuple(bars),
             backing=backing,
             capacity=capacity,
             block_size=block_size,
@@ -128,18 +141,34 @@ class NvmeFunction(Function):
             firmware=firmware,
             mdts=mdts,
             limits=limits,
+            cmb_size=cmb_size,
+            cmb_bar=_BUFFER_BAR,
         )
 
     # -- the bus side -------------------------------------------------------------------------
 
     def mmio_read(self, bar: int, offset: int, width: int) -> int:
-        """A load from the registers; other BARs have nothing behind them and read zero."""
-        return self.controller.mmio_read(offset, width) if bar == _REGISTER_BAR else 0
+        """A load from the registers or the memory buffer; elsewhere nothing is, and reads zero."""
+        if bar == _REGISTER_BAR:
+            return self.controller.mmio_read(offset, width)
+        view = self.bar_view(bar, offset, width)
+        return 0 if view is None else int.from_bytes(view, "little")
 
     def mmio_write(self, bar: int, offset: int, width: int, value: int) -> None:
-        """A store to a register or doorbell."""
+        """A store to a register, a doorbell or the memory buffer."""
         if bar == _REGISTER_BAR:
             self.controller.mmio_write(offset, width, value)
+            return
+        view = self.bar_view(bar, offset, width)
+        if view is not None:
+            view[:] = value.to_bytes(width, "little")
+
+    def bar_view(self, bar: int, offset: int, length: int) -> memoryview | None:
+        """The bytes of the Controller Memory Buffer; ``None`` outside it."""
+        buffer = self._buffer
+        if buffer is None or bar != buffer.bar or offset + length > buffer.size:
+            return None
+        return buffer.view[offset : offset + length]
 
     def reset(self, kind: ResetKind) -> None:
         """Every kind returns the controller to its power-on state; the medium keeps its data."""
@@ -154,6 +183,14 @@ class NvmeFunction(Function):
         """
         self.controller.replace_namespace(Namespace(backing, self.block_shift))
 
+    def state(self) -> dict[str, Any]:
+        """The controller as plain data; without the medium and the configuration space."""
+        return snapshot.save(self.controller)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described; the function must be built alike."""
+        snapshot.load(self.controller, state)
+
     def _interrupt_mode_changed(self, offset: int, width: int) -> None:
         del offset, width
         self.controller.interrupts.refresh()
@@ -166,6 +203,13 @@ class NvmeFunction(Function):
                 f"{self.bdf}: an NVMe controller with {self.limits.queue_pairs} I/O queue pairs "
                 f"needs a memory BAR 0 of at least {needed:#x} bytes"
             )
+        if self._buffer is not None:
+            window = self.bars.get(self._buffer.bar)
+            if window is None or not window.memory or window.size < self._buffer.size:
+                raise MachineError(
+                    f"{self.bdf}: BAR {self._buffer.bar} cannot hold a controller memory buffer "
+                    f"of {self._buffer.size:#x} bytes"
+                )
         if self.msix is None:
             return
         for name, index, offset in (

@@ -69,7 +69,21 @@ _LOW_BITS = Field(
 )
 ASQ = Register("asq", 0x28, 8, (Field("asqb", 63, 12, "rw"), _LOW_BITS), "§3.1.3.9")
 ACQ = Register("acq", 0x30, 8, (Field("acqb", 63, 12, "rw"), _LOW_BITS), "§3.1.3.10")
-CMBLOC = Register("cmbloc", 0x38, 4, (Field("bir", 2, 0), Field("ofst", 31, 12)), "§3.1.3.11")
+CMBLOC = Register(
+    "cmbloc",
+    0x38,
+    4,
+    (
+        Field("bir", 2, 0),
+        flag("cqmms", 3, doc="queues may mix host and controller memory"),
+        flag("cqpds", 4, doc="queues need not be physically contiguous in the buffer"),
+        flag("cdpmls", 5, doc="PRP lists and data may lie in different memories"),
+        flag("cdpcils", 6, doc="PRP lists of one command may lie in different memories"),
+        flag("cdmmms", 7, doc="data of one command may lie in different memories"),
+        Field("ofst", 31, 12, unit="CMBSZ.SZU"),
+    ),
+    "§3.1.3.11",
+)
 CMBSZ = Register(
     "cmbsz",
     0x3C,
