@@ -62,7 +62,10 @@ def test_records_are_known_by_content(tmp_path: Path, record: bytes, kind: str) 
 def test_captures_and_unpacked_captures_are_read(tmp_path: Path) -> None:
     folder = "pci0000:00/0000:00:01.0"
     host = RecordedTree(
-        {f"/sys/devices/{folder}/vendor": b"0x8086\n"},
+        {
+            f"/sys/devices/{folder}/vendor": b"0x8086\n",
+            f"/sys/devices/{folder}/device": b"0x2f02\n",
+        },
         {"/sys/bus/pci/devices/0000:00:01.0": f"../../../devices/{folder}"},
     )
     archive = tmp_path / "host"

@@ -186,6 +186,7 @@ def test_names_that_contradict_each_other_are_survived() -> None:
         "L: driver=../../../../../../../etc\nL: iommu_group=\n"
         "\nP: /devices/a/b\nE: SUBSYSTEM=../x\n\n"
         "P: /devices/a\nE: SUBSYSTEM=net\nN: ../../etc/passwd\n"
+        "\nP: /devices/c\nE: SUBSYSTEM=..\n\nP: /devices/d\nE: SUBSYSTEM=.\nE: SUBSYSTEM=pci\n"
     )
     tree = umockdev.read(record)
     assert all(path.startswith(("/sys/", "/dev/")) for path, _ in tree.files())

@@ -214,7 +214,9 @@ class _RecordTree(RecordedTree):
         self._subsystems = {
             folder: subsystem
             for folder, body in devices.items()
-            if (subsystem := _value(body, b"\nE: SUBSYSTEM=")) and "/" not in subsystem
+            if (subsystem := _value(body, b"\nE: SUBSYSTEM="))
+            and "/" not in subsystem
+            and subsystem not in (".", "..")
         }
         self._folders["/sys/bus/pci/devices"] = {
             folder.rpartition("/")[2]: "../../.." + folder[4:]
