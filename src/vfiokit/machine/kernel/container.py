@@ -1,0 +1,238 @@
+"""``/dev/vfio/vfio`` and ``/dev/vfio/N``: containers and groups, and how they go together.
+
+Source: Linux ``drivers/vfio/container.c``, ``drivers/vfio/group.c``.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from vfiokit.abi import vfio as abi
+from vfiokit.machine.kernel.argument import Argument, buffer_of, fetch, store
+from vfiokit.machine.kernel.failure import failure
+from vfiokit.machine.kernel.iommu_group import IommuGroup
+from vfiokit.machine.kernel.open_file import OpenFile
+from vfiokit.machine.kernel.pci_device import PciDevice
+from vfiokit.machine.kernel.type1 import Type1
+
+_TOKEN = "vf_token="
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+class Container(OpenFile):
+    """An open ``/dev/vfio/vfio``."""
+
+    name = "a VFIO container"
+
+    def __init__(self, new_driver: Callable[[bool], Type1]) -> None:
+        super().__init__()
+        self._new_driver = new_driver
+        self.driver: Type1 | None = None
+        self.groups: list[VfioGroup] = []
+
+    def ioctl(self, request: int, argument: Argument) -> int:
+        """``VFIO_GET_API_VERSION`` to ``VFIO_SET_IOMMU``; the rest is the IOMMU driver's."""
+        if request == abi.VFIO_GET_API_VERSION:
+            return abi.VFIO_API_VERSION
+        if request == abi.VFIO_CHECK_EXTENSION:
+            if self.driver is not None:
+                return self.driver.check_extension(argument)
+            return Type1.probe_extension(argument)
+        if request == abi.VFIO_SET_IOMMU:
+            return self._set_iommu(argument)
+        if self.driver is None:
+            raise failure(errno.EINVAL, "the container has no IOMMU driver yet")
+        return self.driver.ioctl(request, argument)
+
+    def _set_iommu(self, argument: Argument) -> int:
+        if not self.groups or self.driver is not None:
+            raise failure(errno.EINVAL, "no group attached, or an IOMMU is set already")
+        if not Type1.probe_extension(argument):
+            raise failure(errno.ENODEV, f"no driver for IOMMU type {argument!r}")
+        if argument not in (abi.VFIO_TYPE1_IOMMU, abi.VFIO_TYPE1v2_IOMMU):
+            raise failure(errno.EINVAL, f"{argument!r} is an extension, no IOMMU type")
+        driver = self._new_driver(argument == abi.VFIO_TYPE1v2_IOMMU)
+        attached: list[VfioGroup] = []
+        try:
+            for group in self.groups:
+                driver.attach_group(group.iommu)
+                attached.append(group)
+        except OSError:
+            for group in attached:
+                driver.detach_group(group.iommu)
+            raise
+        self.driver = driver
+        return 0
+
+    def attach(self, group: VfioGroup) -> None:
+        """``vfio_container_attach_group``: claim the group, and attach it if an IOMMU is set."""
+        group.iommu.claim(group)
+        if self.driver is not None:
+            try:
+                self.driver.attach_group(group.iommu)
+            except OSError:
+                group.iommu.release()
+                raise
+        self.groups.append(group)
+        self.hold()
+
+    def detach(self, group: VfioGroup) -> None:
+        """Undo :meth:`attach`; without groups the container loses its IOMMU driver."""
+        self.groups.remove(group)
+        if self.driver is not None:
+            self.driver.detach_group(group.iommu)
+            if not self.groups:
+                self.driver = None
+        group.iommu.release()
+        self.drop()
+
+    def release(self) -> None:
+        """Groups hold the container, so none is left: drop what is mapped."""
+        if self.driver is not None:
+            self.driver.unmap_everything()
+            self.driver = None
+
+
+class VfioDeviceSource(Protocol):
+    """A function bound to vfio-pci, as its group sees it."""
+
+    device: PciDevice
+
+    def check_token(self, token: str | None) -> None:
+        """EACCES or EINVAL when a VF token is missing, wrong or out of place."""
+        ...
+
+    def open(self, group: VfioGroup) -> OpenFile:
+        """A new open file of the device."""
+        ...
+
+
+class VfioGroup:
+    """A group with at least one function bound to vfio-pci: what ``/dev/vfio/N`` is."""
+
+    def __init__(self, iommu: IommuGroup, file_of: Callable[[int], OpenFile]) -> None:
+        self.iommu = iommu
+        self.sources: list[VfioDeviceSource] = []
+        self.container: Container | None = None
+        self.opened: GroupFile | None = None
+        self.open_devices = 0
+        self._file_of = file_of
+
+    @property
+    def number(self) -> int:
+        """The group's number."""
+        return self.iommu.number
+
+    def open(self) -> GroupFile:
+        """``open("/dev/vfio/N")``: ENODEV without devices, EBUSY while it is open."""
+        if not self.sources:
+            raise failure(errno.ENODEV, f"group {self.number} has no function on vfio-pci")
+        if self.opened is not None:
+            raise failure(errno.EBUSY, f"group {self.number} is open already")
+        self.opened = GroupFile(self)
+        return self.opened
+
+    def status(self) -> int:
+        """Flags of ``VFIO_GROUP_GET_STATUS``."""
+        if self.container is not None:
+            return abi.VFIO_GROUP_FLAGS_CONTAINER_SET | abi.VFIO_GROUP_FLAGS_VIABLE
+        return abi.VFIO_GROUP_FLAGS_VIABLE if self.iommu.claimable else 0
+
+    def set_container(self, fd: int) -> None:
+        """``VFIO_GROUP_SET_CONTAINER``."""
+        if fd < 0:
+            raise failure(errno.EINVAL, f"{fd} is no descriptor")
+        file = self._file_of(fd)
+        if self.container is not None:
+            raise failure(errno.EINVAL, f"group {self.number} has a container already")
+        if not isinstance(file, Container):
+            raise failure(errno.EBADFD, f"{file.name} is no container")
+        file.attach(self)
+        self.container = file
+
+    def unset_container(self) -> None:
+        """``VFIO_GROUP_UNSET_CONTAINER``."""
+        if self.container is None:
+            raise failure(errno.EINVAL, f"group {self.number} has no container")
+        if self.open_devices:
+            raise failure(errno.EBUSY, f"a device of group {self.number} is open")
+        container, self.container = self.container, None
+        container.detach(self)
+
+    def device_file(self, request: str) -> OpenFile:
+        """The open file behind ``VFIO_GROUP_GET_DEVICE_FD``."""
+        source = self._find(request)
+        if self.container is None or self.container.driver is None:
+            raise failure(errno.EINVAL, f"group {self.number} has no container with an IOMMU")
+        file = source.open(self)
+        assert self.opened is not None
+        self.opened.hold()
+        self.open_devices += 1
+        return file
+
+    def device_closed(self) -> None:
+        """One open device file less."""
+        self.open_devices -= 1
+        if self.opened is not None:
+            self.opened.drop()
+
+    def _find(self, request: str) -> VfioDeviceSource:
+        name, _, options = request.partition(" ")
+        for source in self.sources:
+            if str(source.device.bdf) == name:
+                source.check_token(_token(options))
+                return source
+        raise failure(errno.ENODEV, f"group {self.number} has no device {name!r} on vfio-pci")
+
+
+class GroupFile(OpenFile):
+    """An open ``/dev/vfio/N``."""
+
+    name = "a VFIO group"
+
+    def __init__(self, group: VfioGroup) -> None:
+        super().__init__()
+        self.group = group
+        self.install: Callable[[OpenFile], int] = lambda _file: -1
+        """Gives a new open file a descriptor; set by the system call layer."""
+
+    def ioctl(self, request: int, argument: Argument) -> int:
+        """The four requests of a group."""
+        if request == abi.VFIO_GROUP_GET_STATUS:
+            status, view = fetch(abi.vfio_group_status, argument)
+            status.flags = self.group.status()
+            store(status, view)
+            return 0
+        if request == abi.VFIO_GROUP_SET_CONTAINER:
+            self.group.set_container(
+                int.from_bytes(buffer_of(argument, 4)[:4], "little", signed=True)
+            )
+            return 0
+        if request == abi.VFIO_GROUP_UNSET_CONTAINER:
+            self.group.unset_container()
+            return 0
+        if request == abi.VFIO_GROUP_GET_DEVICE_FD:
+            text = bytes(buffer_of(argument, 1)).split(b"\0", 1)[0].decode("utf-8", "replace")
+            return self.install(self.group.device_file(text))
+        return super().ioctl(request, argument)
+
+    def release(self) -> None:
+        """Open devices hold the group, so none is left: leave the container."""
+        self.group.opened = None
+        if self.group.container is not None:
+            container, self.group.container = self.group.container, None
+            container.detach(self.group)
+
+
+def _token(options: str) -> str | None:
+    """The UUID of ``vf_token=<uuid>``; EINVAL for anything else behind the device's name."""
+    token: str | None = None
+    for option in options.split():
+        text = option.removeprefix(_TOKEN)
+        if token is not None or text == option or not _UUID.fullmatch(text):
+            raise failure(errno.EINVAL, f"unknown or repeated option {option!r}")
+        token = text.lower()
+    return token
