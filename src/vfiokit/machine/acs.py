@@ -126,6 +126,9 @@ def judge(port: Function, txn: Txn, target: Function | None) -> Verdict:
         return Verdict(Decision.DIRECT, "no peer claims the address")
     if target is port:
         return _own_window(port, enabled)
+    if registers is not None and not registers.capability & _REQUEST_REDIRECT:
+        # The service is mandatory for whatever routes to peers: this component does not.
+        return Verdict(Decision.REDIRECT, "no peer-to-peer inside the component")
     if txn.at is AddressType.TRANSLATED and enabled & _DIRECT_TRANSLATED:
         return Verdict(Decision.DIRECT, "direct translated")
     redirect = bool(enabled & _REQUEST_REDIRECT)

@@ -150,6 +150,22 @@ class ConfigBuilder:
         self.put(at + 4, 2, capability & 0x7F | (bits & 0xFF) << 8)
         self.put(at + 6, 2, control & capability & 0x7F)
 
+    def error_reporting(self) -> None:
+        """The AER capability, version 2."""
+        self.extended(0x01, 0x48, version=2)
+
+    def serial_number(self, value: int) -> None:
+        """The Device Serial Number capability."""
+        self.put(self.extended(0x03, 0x0C) + 4, 8, value)
+
+    def ari(self) -> None:
+        """The ARI capability."""
+        self.extended(0x0E, 8)
+
+    def ats(self) -> None:
+        """The ATS capability: page aligned requests, global invalidation."""
+        self.put(self.extended(0x0F, 8) + 4, 2, 0x0060)
+
     def build(self) -> ConfigModel:
         """The finished space."""
         return ConfigModel(bytes(self.data))
@@ -186,37 +202,50 @@ def endpoint_config(
     a number means that many vectors. ``acs`` is the ACS Capability register, ``None`` for no ACS.
     Raises :class:`MachineError` for extended capabilities on a conventional function.
     """
-    kind = express if isinstance(express, PortType) else PortType.ENDPOINT
-    is_express = express is not False
-    if is_express and kind not in _ENDPOINTS:
-        raise MachineError(f"{kind.name} is no endpoint", hint="ports are built in machine.port")
-    if not is_express and (acs is not None or ari or ats or aer or serial_number is not None):
-        raise MachineError("a conventional PCI function has no extended capabilities")
-    builder = ConfigBuilder(vendor_id, device_id, class_code, extended=is_express)
-    builder.put(0x08, 1, revision)
-    builder.put(0x0E, 1, 0x80 if multifunction else 0)
-    builder.put(0x2C, 2, subsystem_vendor_id)
-    builder.put(0x2E, 2, subsystem_id)
-    builder.put(0x3D, 1, interrupt_pin)
+    wants_extended = acs is not None or ari or ats or aer or serial_number is not None
+    kind = _endpoint_type(express, wants_extended=wants_extended)
+    builder = ConfigBuilder(vendor_id, device_id, class_code, extended=kind is not None)
+    for offset, width, value in (
+        (0x08, 1, revision),
+        (0x0E, 1, 0x80 if multifunction else 0),
+        (0x2C, 2, subsystem_vendor_id),
+        (0x2E, 2, subsystem_id),
+        (0x3D, 1, interrupt_pin),
+    ):
+        builder.put(offset, width, value)
     if pm:
         builder.power_management(no_soft_reset=no_soft_reset)
     if msi is not None:
         builder.msi(MsiLayout(msi) if isinstance(msi, int) else msi)
-    if is_express:
+    if kind is not None:
         builder.express(kind, link=link, flr=flr)
     if msix is not None:
         builder.msix(msix)
-    if aer:
-        builder.extended(0x01, 0x48, version=2)
-    if serial_number is not None:
-        builder.put(builder.extended(0x03, 0x0C) + 4, 8, serial_number)
-    if acs is not None:
-        builder.acs(acs, acs_control)
-    if ari:
-        builder.extended(0x0E, 8)
-    if ats:
-        builder.put(builder.extended(0x0F, 8) + 4, 2, 0x0060)  # page aligned, global invalidate
+    for wanted, place in (
+        (aer, builder.error_reporting),
+        (serial_number is not None, lambda: builder.serial_number(serial_number or 0)),
+        (acs is not None, lambda: builder.acs(acs or 0, acs_control)),
+        (ari, builder.ari),
+        (ats, builder.ats),
+    ):
+        if wanted:
+            place()
     return builder.build()
+
+
+def _endpoint_type(express: bool | PortType, *, wants_extended: bool) -> PortType | None:
+    """The port type asked for; ``None`` for conventional PCI."""
+    if isinstance(express, PortType):
+        if express not in _ENDPOINTS:
+            raise MachineError(
+                f"{express.name} is no endpoint", hint="ports are built in machine.port"
+            )
+        return express
+    if express:
+        return PortType.ENDPOINT
+    if wants_extended:
+        raise MachineError("a conventional PCI function has no extended capabilities")
+    return None
 
 
 def bridge_config(
@@ -246,7 +275,7 @@ def bridge_config(
     if port_type is not None:
         builder.express(port_type, link=link, port_number=port_number)
         if port_type in _PORTS:
-            builder.extended(0x01, 0x48, version=2)
+            builder.error_reporting()
     if acs_capability is not None:
         if port_type is None:
             raise MachineError("a conventional bridge has no ACS capability")
