@@ -262,7 +262,7 @@ class FakeHost:
 
     def _device_8(self, buffer: bytearray) -> None:
         argsz, _flags, index = struct.unpack_from("<III", buffer)
-        if index >= 9:
+        if index >= 8:  # the function is no VGA
             raise error(errno.EINVAL)
         size = self._size(index)
         flags = (3 if size else 0) | (4 if index in self.bars else 0)

@@ -34,8 +34,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def group_fds(self) -> tuple[int, ...]:
-        """Descriptors that prove ownership in a hot reset; empty where none are needed."""
+    def group_fds(self) -> dict[int, int]:
+        """Descriptor of every group owned with the device, by number; empty without groups."""
         ...
 
     def close(self) -> None:
@@ -82,8 +82,8 @@ class GroupBackend:
         return cls(kernel, fd, group, space, owns_container=owned)
 
     @property
-    def group_fds(self) -> tuple[int, ...]:
-        """Descriptors of every group in the container."""
+    def group_fds(self) -> dict[int, int]:
+        """Descriptor of every group in the container, by number."""
         return self.address_space.group_fds
 
     def close(self) -> None:

@@ -160,9 +160,9 @@ class Container:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
 
     @property
-    def group_fds(self) -> tuple[int, ...]:
-        """Descriptors of the attached groups."""
-        return tuple(group.fd for group, _users in self._groups.values())
+    def group_fds(self) -> dict[int, int]:
+        """Descriptors of the attached groups, by number."""
+        return {number: group.fd for number, (group, _users) in self._groups.items()}
 
     # -- groups -------------------------------------------------------------------------------
 

@@ -217,8 +217,8 @@ class Device:
     def hot_reset(self) -> None:
         """Reset the bus or slot this function is on, with everything there.
 
-        Raises :class:`KernelError` EINVAL unless every affected function is bound to vfio-pci
-        and its group is in this device's container.
+        Raises :class:`KernelError`: ENODEV when neither can be reset, EINVAL unless every
+        affected function is bound to vfio-pci and its group is in this device's container.
         """
         hot_reset(self._kernel, self.fileno(), self._backend.group_fds, self.name)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from vfiokit.abi import vfio as abi
@@ -17,6 +18,7 @@ from vfiokit.pci.address import Bdf
 from vfiokit.vfio.failure import request
 
 _INFO = "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
+_RESET = "VFIO_DEVICE_PCI_HOT_RESET"
 
 
 class AffectedFunction(NamedTuple):
@@ -60,10 +62,28 @@ def affected_functions(kernel: Kernel, fd: int, subject: str) -> tuple[AffectedF
     raise KernelError(_INFO, subject, errno.EAGAIN, detail="the list keeps growing")
 
 
-def hot_reset(kernel: Kernel, fd: int, group_fds: tuple[int, ...], subject: str) -> None:
-    """Reset bus or slot; ``group_fds`` prove that all affected groups are ours."""
+def hot_reset(kernel: Kernel, fd: int, group_fds: Mapping[int, int], subject: str) -> None:
+    """Reset bus or slot; ``group_fds`` are the groups that we own, by number.
+
+    Raises :class:`KernelError` EINVAL, naming the functions, when one of another group would be
+    reset along.
+    """
+    affected = affected_functions(kernel, fd, subject)
+    strangers = [
+        one.bdf for one in affected if one.group is not None and one.group not in group_fds
+    ]
+    if strangers:
+        raise KernelError(
+            _RESET,
+            subject,
+            errno.EINVAL,
+            detail=f"it would reset {', '.join(map(str, strangers))}, of groups not owned here",
+            hint="attach their groups to the same container",
+        )
+    # The kernel takes the groups that are affected, and no others.
+    groups = sorted({one.group for one in affected if one.group is not None})
     head = abi.vfio_pci_hot_reset
-    size = head.SIZE + 4 * len(group_fds)
-    buffer = head(argsz=size, count=len(group_fds)).pack()
-    buffer += struct.pack(f"<{len(group_fds)}i", *group_fds)
-    request(kernel, fd, "VFIO_DEVICE_PCI_HOT_RESET", buffer, subject, f"groups {len(group_fds)}")
+    size = head.SIZE + 4 * len(groups)
+    buffer = head(argsz=size, count=len(groups)).pack()
+    buffer += struct.pack(f"<{len(groups)}i", *(group_fds[group] for group in groups))
+    request(kernel, fd, _RESET, buffer, subject, f"groups {', '.join(map(str, groups))}")

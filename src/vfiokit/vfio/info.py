@@ -44,7 +44,7 @@ def query(
         buffer = bytearray(size)
         buffer[: len(head)] = head
         buffer[0:4] = size.to_bytes(4, "little")
-        request(kernel, fd, name, buffer, subject, info)
+        request(kernel, fd, name, buffer, subject, type(info).unpack_from(buffer))
         needed = int.from_bytes(buffer[0:4], "little")
         if needed <= size:
             return type(info).unpack_from(buffer), buffer

@@ -102,7 +102,13 @@ class Region:
         """Ask the kernel about region ``index`` (:class:`KernelError` EINVAL beyond the last)."""
         name = _NAMES.get(index, f"region {index}")
         blank = abi.vfio_region_info(index=index)
-        answer = query(kernel, fd, "VFIO_DEVICE_GET_REGION_INFO", blank, name)
+        try:
+            answer = query(kernel, fd, "VFIO_DEVICE_GET_REGION_INFO", blank, name)
+        except KernelError as error:
+            # So the kernel says that a function is no VGA; other regions just have size 0.
+            if index != abi.VFIO_PCI_VGA_REGION_INDEX or error.errno != errno.EINVAL:
+                raise
+            return cls(kernel, fd, RegionInfo(index, 0, 0, 0, None, False, None), on_map)
         return cls(kernel, fd, decode_info(*answer), on_map)
 
     def __str__(self) -> str:
