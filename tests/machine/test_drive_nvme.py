@@ -13,9 +13,11 @@ from vfiokit.driver.nvme.spec import CC_ENABLE, AdminOpcode, Feature, IoOpcode
 from vfiokit.errors import (
     ControllerFatalError,
     DeviceTimeoutError,
+    DriverError,
     NvmeCommandError,
     UsageError,
 )
+from vfiokit.machine.device.edu import EduFunction
 from vfiokit.machine.device.nvme import Limits, NvmeFunction
 from vfiokit.pci.address import Bdf
 
@@ -332,3 +334,41 @@ def test_failed_start_leaves_nothing_behind(rig, monkeypatch) -> None:
     assert rig.device.address_space.mappings == {}
     assert rig.device.msix.vectors == {}
     assert not rig.function.bus_master
+
+
+def test_controller_that_never_becomes_ready_times_out_and_is_released(rig, monkeypatch) -> None:
+    monkeypatch.setattr(NvmeController, "_ready_timeout_s", lambda self: 0.05)
+    rig.freeze()
+    with pytest.raises(DeviceTimeoutError, match="enabling not done within"):
+        NvmeController(rig.device).start()
+    assert rig.device.address_space.mappings == {}
+    rig.thaw()
+    with NvmeController(rig.device) as controller:
+        assert controller.version == (1, 4, 0)
+
+
+def test_registers_of_a_function_that_left_the_bus_are_fatal(rig, controller, monkeypatch) -> None:
+    monkeypatch.setattr(type(rig.function), "mmio_read", lambda *_: 0xFFFFFFFF)
+    with pytest.raises(ControllerFatalError, match="all ones"):
+        controller.check("looking")
+    with pytest.raises(ControllerFatalError, match="all ones"):
+        controller.reset()
+    controller.close()
+    assert rig.device.address_space.mappings == {}
+
+
+def test_device_that_is_no_nvme_controller_is_refused() -> None:
+    with Rig(EduFunction) as rig, pytest.raises(DriverError, match="no NVMe controller"):
+        NvmeController(rig.device).start()
+
+
+def test_reset_after_a_fatal_status_brings_the_controller_back(rig) -> None:
+    with NvmeController(rig.device) as controller:
+        namespace = controller.namespace(1)
+        # Without bus mastering the next fetch fails, which is fatal to the controller.
+        rig.device.set_bus_master(False)
+        with pytest.raises((ControllerFatalError, DeviceTimeoutError)):
+            controller.io_queues[0].execute(0.1, IoOpcode.FLUSH, 1)
+        rig.device.set_bus_master(True)
+        controller.reset()
+        namespace.flush()

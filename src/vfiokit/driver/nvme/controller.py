@@ -187,6 +187,7 @@ class NvmeController:
         if self._registers is None:
             return
         with contextlib.suppress(DriverError):
+            self.check("closing")
             self._delete_io_queues()
             self._shut_down()
         self._release()
@@ -316,7 +317,6 @@ class NvmeController:
 
     def _shut_down(self) -> None:
         registers = self.registers
-        self.check("shutting down")
         registers.CC = registers.CC & ~CC_SHUTDOWN_MASK | CC_SHUTDOWN_NORMAL
         latency_s = self._identity.shutdown_latency_us / 1e6 if self._identity else 0
         self._wait_for(
