@@ -28,7 +28,11 @@ RECORDS = Path(__file__).resolve().parent.parent / "tests" / "abi"
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl"]
 ZIG += ["-fno-sanitize=undefined"]
 
-HEADERS = {"vfio": ("linux/vfio.h", "vfio_", "VFIO_"), "pci_regs": ("linux/pci_regs.h", "", "PCI_")}
+HEADERS = {
+    "vfio": ("linux/vfio.h", "vfio_", "VFIO_"),
+    "iommufd": ("linux/iommufd.h", "iommu", "IOMMU"),
+    "pci_regs": ("linux/pci_regs.h", "", "PCI_"),
+}
 """Module of ``vfiokit.abi`` → header, prefix of its structs (empty: none), of its constants."""
 
 # pci_regs.h uses __GENMASK and _BITUL without including what defines them.
@@ -44,11 +48,11 @@ _MACRO = re.compile(r"^#define (\w+) (.+)$", re.MULTILINE)
 _ENUM = re.compile(r"\benum\s*\w*\s*\{([^}]*)\}")
 _TOKEN = re.compile(r"\w+|[{}\[\];,*]")
 _NUMBERS = {"__u8": "u8", "__u16": "u16", "__u32": "u32", "__u64": "u64", "__aligned_u64": "u64"}
-_NUMBERS |= {"__s32": "s32", "__s64": "s64"}
+_NUMBERS |= {"__s32": "s32", "__s64": "s64", "__le64": "u64"}
 
 
 class Leaf(NamedTuple):
-    """One scalar or array of a struct: dotted C path, type, whether it is an array."""
+    """One scalar of a struct, or its flexible array: C path, type, whether it is an array."""
 
     path: str
     kind: str
@@ -63,10 +67,13 @@ def probe(compiler: list[str]) -> dict[str, Any]:
     """The record of the headers that ``compiler`` (a command line) finds.
 
     Returns ``{"linux": "6.1", MODULE: {"constants": {...}, "structs": {...}}}``; a struct is
-    ``{"size": bytes, "fields": {path: [type, offset]}}``. Raises :class:`ProbeError`.
+    ``{"size": bytes, "fields": {path: [type, offset]}}``. A header younger than the others is
+    left out where it does not exist. Raises :class:`ProbeError`.
     """
     record: dict[str, Any] = {}
     for module, (header, struct_prefix, constant_prefix) in HEADERS.items():
+        if not _run(compiler, f"#if __has_include(<{header}>)\n1\n#endif\n", "-E", "-P").strip():
+            continue
         include = _INCLUDE + f"#include <{header}>\n"
         macros = dict(_MACRO.findall(_run(compiler, include, "-dM", "-E")))
         text = _run(compiler, include, "-E", "-P")
@@ -80,6 +87,8 @@ def probe(compiler: list[str]) -> dict[str, Any]:
         answers = _ask(compiler, include, constants, macros, structs)
         record["linux"] = answers.pop("linux")
         record[module] = answers
+    if not record:
+        raise ProbeError(f"{shlex.join(compiler)} finds none of the kernel's headers")
     return record
 
 
@@ -158,7 +167,11 @@ def _members(tokens: list[str], known: dict[str, list[Leaf]]) -> list[Leaf]:
 
 def _declaration(words: list[str], known: dict[str, list[Leaf]]) -> list[Leaf]:
     array = "[" in words
-    name = words[words.index("[") - 1] if array else words[-1]
+    end = words.index("[") if array else len(words)
+    name = words[end - 1]
+    if array and words[end + 1].isdecimal():
+        elements = (f"{name}[{index}]" for index in range(int(words[end + 1])))
+        return [leaf for one in elements for leaf in _declaration([*words[: end - 1], one], known)]
     if words[0] == "struct" and not array:
         return [leaf._replace(path=f"{name}.{leaf.path}") for leaf in known[words[1]]]
     if words[0] == "struct":
