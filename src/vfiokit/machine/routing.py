@@ -1,8 +1,9 @@
-"""How a request travels: up through ports until a peer, an IOMMU or memory takes it, and down.
+"""How a request climbs: up through ports until a peer claims it or the host bridge has it.
 
 Every step is a hop in ``txn.path``. Where a port could hand the request to a peer,
 :func:`vfiokit.machine.acs.judge` decides and nothing else does.
-Source: PCI Express Base Specification 6.0 §2.2.4 (routing by address), §6.12 (ACS), §10.2 (ATS);
+What happens then is in :mod:`vfiokit.machine.delivery`.
+Source: PCI Express Base Specification 6.0 §2.2.4 (routing by address), §6.12 (ACS);
 PCI Express to PCI/PCI-X Bridge Specification 1.0 §2.3 (taking ownership of requester IDs).
 """
 
@@ -14,10 +15,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vfiokit.machine import registers
-from vfiokit.machine.acs import Decision, Verdict, decide_completion, judge
+from vfiokit.machine.acs import Decision, Verdict, judge
+from vfiokit.machine.delivery import Delivery, answers
 from vfiokit.machine.function import Function
-from vfiokit.machine.host_bridge import HostBridge, P2pPolicy
-from vfiokit.machine.iommu.fault import IommuFault
+from vfiokit.machine.host_bridge import HostBridge
 from vfiokit.machine.iommu.remap import MSI_BASE, MSI_END
 from vfiokit.machine.port import Bridge
 from vfiokit.machine.txn import AddressType, Completion, Hop, Kind, Txn
@@ -25,7 +26,7 @@ from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.express import PortType
 
 if TYPE_CHECKING:
-    from vfiokit.machine.fabric import Claim, Fabric
+    from vfiokit.machine.fabric import Fabric
 
 _NOWHERE: Final = -1  # an address that no BAR and no window claims
 _SWITCH_PORTS: Final = frozenset({PortType.ROOT_PORT, PortType.DOWNSTREAM})
@@ -85,6 +86,7 @@ class Router:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
+        self._delivery = Delivery(fabric)
         self._epoch = -1
         self._local: dict[Bdf, LocalRanges] = {}
 
@@ -150,7 +152,7 @@ class Router:
             self.fabric.counters.writes += 1
         data = memoryview(txn.data if txn.data is not None else b"")
         bridge = self.fabric.host_bridge_of(function)
-        return self._count(txn, self._at_root(function, txn, bridge, txn.address, data))
+        return self._count(txn, self._delivery.at_root(function, txn, bridge, txn.address, data))
 
     def _count(self, txn: Txn, completion: Completion) -> Completion:
         if completion is Completion.SUCCESS:
@@ -186,9 +188,9 @@ class Router:
         outcome = self._climb(function, txn, address)
         if isinstance(outcome, AtPeer):
             self.fabric.counters.direct += 1
-            return self._to_peer(txn, outcome.peer, address, data)
+            return self._delivery.to_peer(txn, outcome.peer, address, data)
         if isinstance(outcome, AtRoot):
-            return self._at_root(function, txn, outcome.host_bridge, address, data)
+            return self._delivery.at_root(function, txn, outcome.host_bridge, address, data)
         if outcome.unclaimed:
             self.fabric.counters.unclaimed += 1
         else:
@@ -292,7 +294,7 @@ class Router:
                 and peer.physfn is None
                 and peer.bdf.bus == node.bdf.bus
                 and peer.bdf.device == node.bdf.device
-                and self._answers(peer, address)
+                and answers(self.fabric, peer, address)
             ):
                 return peer
         return None
@@ -300,195 +302,9 @@ class Router:
     def _bus_peer(self, node: Function, address: int) -> Function | None:
         """Anything else on the same bus that claims the address."""
         for peer in self.fabric.siblings(node):
-            if peer is not node and peer.physfn is None and self._answers(peer, address):
+            if peer is not node and peer.physfn is None and answers(self.fabric, peer, address):
                 return peer
         return None
-
-    def _answers(self, function: Function, address: int) -> bool:
-        if isinstance(function, Bridge) and function.claims(address):
-            return True
-        return self._bar(function, address) is not None
-
-    def _bar(self, function: Function, address: int) -> Claim | None:
-        for claim in self.fabric.bar_claims(function):
-            if claim.start <= address < claim.end:
-                return claim
-        return None
-
-    # -- at the top ---------------------------------------------------------------------------
-
-    def _at_root(
-        self, function: Function, txn: Txn, bridge: HostBridge, address: int, data: memoryview
-    ) -> Completion:
-        fabric = self.fabric
-        if MSI_BASE <= address < MSI_END and txn.at is AddressType.UNTRANSLATED:
-            return self._message(txn, bridge, address, data)
-        iommu = bridge.iommu
-        write = txn.kind is Kind.WRITE
-        extents = [(address, len(data))]
-        if txn.at is AddressType.TRANSLATION_REQUEST:
-            return self._translation_request(function, txn, bridge, address, data)
-        if txn.at is AddressType.TRANSLATED and not function.ats_enabled:
-            return self._block(txn, str(bridge), "translated request without ATS")
-        if iommu is not None and iommu.enabled:
-            try:
-                if txn.at is AddressType.TRANSLATED:
-                    iommu.check_translated(txn.requester_id, address, write)
-                else:
-                    extents = iommu.translate(txn.requester_id, address, len(data), write)
-                    txn.hop(iommu.name, "translate", _extents_text(address, extents))
-            except IommuFault as fault:
-                fabric.counters.faults += 1
-                txn.hop(iommu.name, "fault", str(fault))
-                if write:
-                    self._complete(txn, bridge, fault.extents, data)
-                return Completion.UNSUPPORTED_REQUEST
-        return self._complete(txn, bridge, extents, data)
-
-    def _message(self, txn: Txn, bridge: HostBridge, address: int, data: memoryview) -> Completion:
-        """A request to the interrupt range: writes are messages, reads are not supported."""
-        if txn.kind is Kind.READ:
-            return self._block(txn, str(bridge), "the interrupt range cannot be read")
-        self.fabric.counters.interrupts += 1
-        one = txn
-        if (address, len(data)) != (txn.address, txn.length):
-            one = Txn(txn.kind, address, len(data), txn.requester_id, domain=txn.domain, data=data)
-            one.path = txn.path
-        self.fabric.interrupts.deliver(one)
-        return Completion.SUCCESS
-
-    def _translation_request(
-        self, function: Function, txn: Txn, bridge: HostBridge, address: int, data: memoryview
-    ) -> Completion:
-        """ATS: the completion carries one 8-byte entry, as §10.2.3.2 lays it out."""
-        iommu = bridge.iommu
-        if iommu is None or not iommu.enabled or not function.ats_enabled or len(data) < 8:
-            return self._block(txn, str(bridge), "translation requests are not supported here")
-        try:
-            answer = iommu.answer_ats(txn.requester_id, address)
-        except IommuFault as fault:
-            self.fabric.counters.faults += 1
-            txn.hop(iommu.name, "fault", str(fault))
-            return Completion.UNSUPPORTED_REQUEST
-        txn.hop(iommu.name, "translate", f"ATS {address:#x} -> {answer.hpa:#x}")
-        entry = answer.hpa & ~0xFFF | (1 if answer.read else 0) | (2 if answer.write else 0)
-        data[:8] = entry.to_bytes(8, "big")
-        return Completion.SUCCESS
-
-    def _complete(
-        self, txn: Txn, bridge: HostBridge, extents: list[tuple[int, int]], data: memoryview
-    ) -> Completion:
-        """Deliver to memory and to BARs by host physical address."""
-        memory = self.fabric.memory
-        done = 0
-        worst = Completion.SUCCESS
-        for start, length in extents:
-            hpa, end = start, start + length
-            while hpa < end:
-                claim = None
-                if memory.contains(hpa):
-                    stop = min(end, memory.end)
-                    self._to_memory(txn, hpa, data[done : done + stop - hpa])
-                elif (claim := self.fabric.decode(hpa)) is not None:
-                    stop = min(end, claim.end)
-                    piece = data[done : done + stop - hpa]
-                    completion = self._through_host_bridge(txn, bridge, claim, hpa, piece)
-                    worst = worst if completion is Completion.SUCCESS else completion
-                else:
-                    stop = min(end, self._next_target(hpa))
-                    self.fabric.counters.unclaimed += 1
-                    txn.hop(str(bridge), "unclaimed", f"{hpa:#x}+{stop - hpa:#x}")
-                    worst = Completion.UNSUPPORTED_REQUEST
-                done += stop - hpa
-                hpa = stop
-        return worst
-
-    def _next_target(self, hpa: int) -> int:
-        base = self.fabric.memory.base
-        following = self.fabric.next_claim(hpa)
-        return min(base, following) if hpa < base else following
-
-    def _to_memory(self, txn: Txn, hpa: int, data: memoryview) -> None:
-        txn.hop("memory", "deliver", f"{hpa:#x}+{len(data):#x}")
-        if txn.kind is Kind.WRITE:
-            self.fabric.memory.write(hpa, data)
-        else:
-            data[:] = self.fabric.memory.slice(hpa, len(data))
-
-    def _through_host_bridge(
-        self, txn: Txn, bridge: HostBridge, claim: Claim, hpa: int, data: memoryview
-    ) -> Completion:
-        target_bridge = self.fabric.host_bridge_of(claim.function)
-        if P2pPolicy.REFUSED in (bridge.p2p, target_bridge.p2p):
-            return self._block(txn, str(bridge), f"peer-to-peer to {claim.function.bdf} refused")
-        self.fabric.counters.through_host_bridge += 1
-        txn.hop(str(target_bridge), "down")
-        for port in reversed(self.fabric.root_path(claim.function)):
-            txn.hop(str(port.bdf), "down")
-        return self._to_bar(txn, claim, hpa, data)
-
-    # -- downstream ---------------------------------------------------------------------------
-
-    def _to_peer(self, txn: Txn, peer: Function, address: int, data: memoryview) -> Completion:
-        """Deliver below the host bridge, and bring the completion of a read back."""
-        node = peer
-        while (claim := self._bar(node, address)) is None:
-            txn.hop(str(node.bdf), "down")
-            below = next(
-                (item for item in self.fabric.children(node) if self._answers(item, address)),
-                None,
-            )
-            if below is None:
-                self.fabric.counters.unclaimed += 1
-                txn.hop(str(node.bdf), "unclaimed", f"{address:#x}")
-                return Completion.UNSUPPORTED_REQUEST
-            node = below
-        completion = self._to_bar(txn, claim, address, data)
-        if txn.kind is Kind.READ and decide_completion(peer) is Decision.REDIRECT:
-            return self._redirect_completion(txn, peer, completion)
-        return completion
-
-    def _redirect_completion(self, txn: Txn, peer: Function, completion: Completion) -> Completion:
-        """P2P Completion Redirect: the data comes back through the root complex, if it can."""
-        bridge = self.fabric.host_bridge_of(peer)
-        self.fabric.counters.redirected += 1
-        txn.hop(str(peer.bdf), "redirect", "completion redirect")
-        if bridge.p2p is P2pPolicy.REFUSED:
-            return self._block(txn, str(bridge), "peer-to-peer completion refused")
-        txn.hop(str(bridge), "down", "completion")
-        return completion
-
-    def _to_bar(self, txn: Txn, claim: Claim, address: int, data: memoryview) -> Completion:
-        function, bar = claim.function, claim.bar
-        offset = address - claim.start
-        txn.hop(str(function.bdf), "deliver", f"BAR{bar}+{offset:#x}")
-        covered = function.msix is not None and bar in (
-            function.msix.table_bar,
-            function.msix.pending_bar,
-        )
-        view = None if covered else function.bar_view(bar, offset, len(data))
-        if view is not None:
-            if txn.kind is Kind.WRITE:
-                view[:] = data
-            else:
-                data[:] = view
-            return Completion.SUCCESS
-        at = 0
-        while at < len(data):
-            width = _access_width(offset + at, len(data) - at)
-            if txn.kind is Kind.WRITE:
-                value = int.from_bytes(data[at : at + width], "little")
-                function.bar_write(bar, offset + at, width, value)
-            else:
-                value = function.bar_read(bar, offset + at, width)
-                data[at : at + width] = value.to_bytes(width, "little")
-            at += width
-        return Completion.SUCCESS
-
-    def _block(self, txn: Txn, where: str, reason: str) -> Completion:
-        self.fabric.counters.blocked += 1
-        txn.hop(where, "block", reason)
-        return Completion.UNSUPPORTED_REQUEST
 
 
 def emission(function: Function, txn: Txn, address: int) -> Hop:
@@ -512,16 +328,3 @@ def _owner(bridge: Bridge, requester_id: int) -> int:
     if kind is None or kind is PortType.PCI_TO_PCIE_BRIDGE:
         return bridge.requester_id
     return requester_id
-
-
-def _access_width(offset: int, length: int) -> int:
-    """The widest naturally aligned access of at most 8 bytes."""
-    width = 8
-    while offset % width or width > length:
-        width >>= 1
-    return width
-
-
-def _extents_text(iova: int, extents: list[tuple[int, int]]) -> str:
-    first = f"{iova:#x} -> {extents[0][0]:#x}"
-    return first if len(extents) == 1 else f"{first} and {len(extents) - 1} more"
