@@ -69,6 +69,15 @@ def test_memory_is_used_by_written_extents_only() -> None:
     assert store.used() == 0
 
 
+def test_a_file_with_holes_is_cleared_without_looking_at_the_holes(tmp_path: Path) -> None:
+    with FileStore.create(tmp_path / "huge", 1 << 42) as store:
+        store.write(1 << 40, b"data" * 1024)
+        assert store.used() <= 1 << 16
+        store.zero(0, 1 << 42)
+        assert bytes(store.read(1 << 40, 4096)) == bytes(4096)
+        assert store.used() <= 1 << 16
+
+
 def test_read_only_stores_refuse_changes(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(b"data" * 1024)

@@ -6,6 +6,7 @@ Stores know bytes, not logical blocks: the namespace checks ranges before it cal
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -214,14 +215,23 @@ class FileStore:
             view = view[self._file.write(view) :]
 
     def zero(self, offset: int, length: int) -> None:
-        """Write zeros where the file does not read as zeros already, so that holes stay holes."""
+        """Write zeros where there is data, so that holes stay holes."""
         end = offset + length
-        while offset < end:
-            count = min(_CHUNK, end - offset)
-            zeros = bytes(count)
-            if self.read(offset, count) != zeros:
+        while (offset := self._seek(offset, os.SEEK_DATA)) < end:
+            stop = min(self._seek(offset, os.SEEK_HOLE), end, offset + _CHUNK)
+            zeros = bytes(stop - offset)
+            if self.read(offset, len(zeros)) != zeros:
                 self.write(offset, zeros)
-            offset += count
+            offset = stop
+
+    def _seek(self, offset: int, what: int) -> int:
+        """Where data or a hole begins at or after ``offset``; the size if there is no more."""
+        try:
+            return os.lseek(self._file.fileno(), offset, what)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return self._size
 
     def flush(self) -> None:
         """``fdatasync``: what a Flush command or a shutdown completed survives the host."""
@@ -229,8 +239,8 @@ class FileStore:
             os.fdatasync(self._file.fileno())
 
     def used(self) -> int:
-        """The file's size; holes are not looked for."""
-        return self._size
+        """Bytes the file system has allocated to the file."""
+        return min(os.fstat(self._file.fileno()).st_blocks * 512, self._size)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
