@@ -125,7 +125,9 @@ class Delivery:
                     completion = self._through_host_bridge(txn, bridge, claim, hpa, piece)
                     worst = worst if completion is Completion.SUCCESS else completion
                 else:
-                    stop = min(end, self._next_target(hpa))
+                    following = self._next_target(hpa)
+                    # Past the last address nothing follows: a request may run over 2**64.
+                    stop = min(end, following) if following > hpa else end
                     self.fabric.counters.unclaimed += 1
                     txn.hop(str(bridge), "unclaimed", f"{hpa:#x}+{stop - hpa:#x}")
                     worst = Completion.UNSUPPORTED_REQUEST
