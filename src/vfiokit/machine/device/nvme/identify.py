@@ -172,8 +172,3 @@ def active_namespaces(after: int) -> bytearray:
     if after < NSID:
         page.number(0, 4, NSID)
     return page.data
-
-
-def empty() -> bytearray:
-    """What an inactive namespace, or a structure without any fact, looks like."""
-    return bytearray(PAGE)

@@ -9,13 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from struct import Struct
 
-from vfiokit.machine.device.nvme.identify import (
-    CRITICAL_TEMPERATURE,
-    ERROR_LOG_ENTRIES,
-    NSID,
-    WARNING_TEMPERATURE,
-    Identity,
-)
+from vfiokit.machine.device.nvme.identify import ERROR_LOG_ENTRIES, NSID, Identity
 
 ERROR_INFORMATION = 0x01
 HEALTH = 0x02
@@ -109,21 +103,3 @@ def critical_warning(health: Health, *, over: int, under: int, read_only: bool) 
     """The Critical Warning byte: temperature outside its thresholds, medium read-only."""
     hot_or_cold = health.temperature >= over or health.temperature <= under
     return (1 << 1 if hot_or_cold else 0) | (1 << 3 if read_only else 0)
-
-
-__all__ = [
-    "CHANGED_NAMESPACES",
-    "COMMANDS_SUPPORTED",
-    "CRITICAL_TEMPERATURE",
-    "ERROR_INFORMATION",
-    "FIRMWARE_SLOT",
-    "HEALTH",
-    "WARNING_TEMPERATURE",
-    "Health",
-    "changed_namespaces",
-    "commands_supported",
-    "critical_warning",
-    "error_information",
-    "firmware_slots",
-    "health_information",
-]

@@ -18,7 +18,6 @@ class Status(IntEnum):
     INVALID_OPCODE = 0x001
     INVALID_FIELD = 0x002
     DATA_TRANSFER_ERROR = 0x004
-    INTERNAL_ERROR = 0x006
     ABORT_REQUESTED = 0x007
     INVALID_NAMESPACE = 0x00B
     COMMAND_SEQUENCE_ERROR = 0x00C
@@ -44,7 +43,6 @@ RETRYABLE = frozenset(
     {
         Status.SUCCESS,
         Status.DATA_TRANSFER_ERROR,
-        Status.INTERNAL_ERROR,
         Status.ABORT_REQUESTED,
         Status.COMMAND_SEQUENCE_ERROR,
         Status.WRITE_FAULT,
