@@ -192,6 +192,9 @@ def _model(tree: Tree, function: Function, place: str) -> ModelledFunction:
         )
         made = PassiveFunction(function.bdf, config, bars, memory_bars=memory)
     made.physfn = function.physfn
+    # Models come up as after power-on; the recorded host had its interrupts enabled.
+    captured = function.config.data
+    made.config.data[: len(captured)] = captured
     return made
 
 

@@ -157,14 +157,15 @@ def add_iommus(files: FileSystem, fabric: Fabric, places: Mapping[Bdf, str]) -> 
         if not isinstance(unit, VtdUnit):
             continue
         folder = f"/sys/devices/virtual/iommu/{unit.name}"
+        add_link(files, f"/sys/class/iommu/{unit.name}", folder)
+        if files.exists(folder):
+            continue
         for name, value in (
             ("address", unit.address),
             ("cap", unit.cap),
             ("ecap", unit.ecap),
         ):
-            if not files.exists(f"{folder}/intel-iommu/{name}"):
-                files.add(f"{folder}/intel-iommu/{name}", File(f"{value:x}\n".encode()))
-        add_link(files, f"/sys/class/iommu/{unit.name}", folder)
+            files.add(f"{folder}/intel-iommu/{name}", File(f"{value:x}\n".encode()))
     for bdf, place in places.items():
         served = unit_of(fabric, bdf)
         if served is not None:

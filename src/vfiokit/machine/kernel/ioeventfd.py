@@ -72,7 +72,7 @@ class IoEventfds:
         def act() -> None:
             if self._state.memory_accessible:
                 value = data & ((1 << 8 * width) - 1)
-                self._device.function.bar_write(bar, position, width, value)
+                self._device.store(bar, position, width, value)
                 self._device.settle()
 
         return act

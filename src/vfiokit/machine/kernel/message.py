@@ -183,7 +183,6 @@ class MessageVectors:
         table = self._device.read(self._at + regs.PCI_MSIX_TABLE, 4)
         bar, offset = table & 7, (table & ~7) + vector * regs.PCI_MSIX_ENTRY_SIZE
         message = self._messages[vector]
-        function = self._device.function
         with self._memory_enabled():
             for place, value in (
                 (regs.PCI_MSIX_ENTRY_LOWER_ADDR, message.address & 0xFFFF_FFFF),
@@ -191,7 +190,7 @@ class MessageVectors:
                 (regs.PCI_MSIX_ENTRY_DATA, message.data),
                 (regs.PCI_MSIX_ENTRY_VECTOR_CTRL, int(masked)),
             ):
-                function.bar_write(bar, offset + place, 4, value)
+                self._device.store(bar, offset + place, 4, value)
 
     def _mask_msi(self, vector: int, *, masked: bool) -> None:
         flags = self._flags

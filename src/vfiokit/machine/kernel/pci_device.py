@@ -171,6 +171,25 @@ class PciDevice:
         """Read, change bits, write."""
         self.write(offset, width, self.read(offset, width) & ~clear | set_bits)
 
+    def load(self, bar: int, offset: int, width: int) -> int:
+        """A load from a BAR. Decoding of a VF's BARs is its PF's business, and always on."""
+        function = self.function
+        if not self.is_virtual:
+            return function.bar_read(bar, offset, width)
+        if function.msix is not None and function.msix.covers(bar, offset):
+            return function.msix.read(bar, offset, width)
+        return function.mmio_read(bar, offset, width)
+
+    def store(self, bar: int, offset: int, width: int, value: int) -> None:
+        """A store to a BAR."""
+        function = self.function
+        if not self.is_virtual:
+            function.bar_write(bar, offset, width, value)
+        elif function.msix is not None and function.msix.covers(bar, offset):
+            function.msix.write(bar, offset, width, value)
+        else:
+            function.mmio_write(bar, offset, width, value)
+
     # -- enable, power ------------------------------------------------------------------------
 
     def enable(self) -> None:

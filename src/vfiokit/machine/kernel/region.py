@@ -107,7 +107,7 @@ class Regions:
         taken = bytearray()
         for at, width in self._steps(index, position, length):
             if width:
-                value = self._device.function.bar_read(index, at, width)
+                value = self._device.load(index, at, width)
                 taken += value.to_bytes(width, "little")
             else:
                 taken += b"\xff"
@@ -128,7 +128,7 @@ class Regions:
             if width:
                 start = at - position
                 value = int.from_bytes(data[start : start + width], "little")
-                self._device.function.bar_write(index, at, width, value)
+                self._device.store(index, at, width, value)
         return length
 
     def _split(self, offset: int) -> tuple[int, int]:
@@ -212,7 +212,7 @@ class DeviceMapping:
     ) -> None:
         self.length = length
         self.vaddr = vaddr
-        self._function = device.function
+        self._device = device
         self._bar = bar
         self._position = position
         self._state = state
@@ -262,7 +262,7 @@ class DeviceMapping:
 
     def _load(self, offset: int, width: int) -> int:
         self._check(offset, width)
-        value = self._function.bar_read(self._bar, self._position + offset, width)
+        value = self._device.load(self._bar, self._position + offset, width)
         if self._clock.pending:
             self._clock.settle()
         return value
@@ -271,7 +271,7 @@ class DeviceMapping:
         self._check(offset, width)
         if value < 0 or value >> 8 * width:
             raise ValueError(f"{value:#x} does not fit in {width} bytes")
-        self._function.bar_write(self._bar, self._position + offset, width, value)
+        self._device.store(self._bar, self._position + offset, width, value)
         if self._clock.pending:
             self._clock.settle()
 

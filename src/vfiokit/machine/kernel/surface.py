@@ -163,6 +163,8 @@ class SoftwareKernel:
             file = node.opener()
             assert isinstance(file, OpenFile)
             return self._install(file)
+        if path.startswith("/dev/"):
+            raise failure(errno.ENXIO, "no driver of this machine answers there", path)
         if isinstance(node, File):
             return self._install(_Attribute(node))
         raise failure(errno.EISDIR, path=path)
@@ -262,6 +264,8 @@ class SoftwareKernel:
         ids: dict[str, set[DeviceId]] = {"pcieport": {_BRIDGE_CLASS}}
         if native_drivers:
             ids["nvme"] = {_NVME_CLASS}
+        for name in self._recorded_drivers():
+            ids.setdefault(name, set())
         for function in topology:
             driver = function.recorded.driver
             if driver is not None and driver != VFIO_PCI:
@@ -283,6 +287,12 @@ class SoftwareKernel:
         self.bus.register(self.vfio.driver)
         for name in self.bus.drivers:
             self._add_driver_files(name)
+
+    def _recorded_drivers(self) -> list[str]:
+        """Drivers that the recorded host had loaded, whether or not they drove anything."""
+        if not self.files.exists(boot.DRIVERS):
+            return []
+        return [name for name in self.files.list(boot.DRIVERS) if name != VFIO_PCI]
 
     def _add_driver_files(self, name: str) -> None:
         actions: dict[str, Callable[[str, bytes], None]] = {

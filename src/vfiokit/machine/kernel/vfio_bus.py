@@ -18,7 +18,7 @@ from vfiokit.machine.kernel.iommu_group import IommuGroup
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.type1 import Type1
-from vfiokit.machine.kernel.vfs import DeviceNode, Dir, File, FileSystem, Link
+from vfiokit.machine.kernel.vfs import DeviceNode, File, FileSystem, Link
 from vfiokit.pci.address import Bdf
 
 NAME = "vfio-pci"
@@ -51,9 +51,10 @@ class VfioBus:
             NAME, [DeviceId(override_only=True)], self._probe, self._remove, managed_dma=True
         )
         files.add("/dev/vfio/vfio", DeviceNode(lambda: Container(new_type1)))
-        files.add(f"{_CLASS}", Dir())
-        files.add("/sys/class/misc/vfio", Link("../../devices/virtual/misc/vfio"))
-        files.add("/sys/devices/virtual/misc/vfio/dev", File(b"10:196\n"))
+        files.folder(_CLASS)
+        if not files.exists("/sys/class/misc/vfio"):
+            files.add("/sys/class/misc/vfio", Link("../../devices/virtual/misc/vfio"))
+            files.add("/sys/devices/virtual/misc/vfio/dev", File(b"10:196\n"))
 
     def _probe(self, device: PciDevice) -> None:
         if device.header_type != regs.PCI_HEADER_TYPE_NORMAL:

@@ -112,8 +112,10 @@ class Dir:
                 return None
         try:
             base.list(path)
-        except OSError:
+        except NotADirectoryError:
             return File(_Recorded(base, path))
+        except OSError:
+            return None
         return Dir(base, path)
 
 
