@@ -86,7 +86,7 @@ def read(source: str | bytes, path: str = "") -> RecordedTree:
 
 
 def _devices(data: bytes, path: str) -> dict[str, bytes]:
-    """Folder in ``/sys`` of each device, and its lines after ``P:``, each with a newline before."""
+    """Folder in ``/sys`` of each device, and its lines, that of ``P:`` first."""
     found: dict[str, bytes] = {}
     for chunk in data.split(b"\n\n"):
         record = chunk.lstrip(b"\n")
@@ -94,7 +94,8 @@ def _devices(data: bytes, path: str) -> dict[str, bytes]:
             record = record.partition(b"\n")[2]
         if not record:
             continue
-        first, newline, _ = record.partition(b"\n")
+        end = record.find(b"\n")
+        first = record if end < 0 else record[:end]
         devpath = first[3:].decode()
         if not first.startswith(_PATH) or (
             # Looking for odd parts is far cheaper than normalising every path.
@@ -106,7 +107,7 @@ def _devices(data: bytes, path: str) -> dict[str, bytes]:
                 path=path,
                 line=_line_of(data, first),
             )
-        found["/sys" + devpath] = record[len(first) :] if newline else b""
+        found["/sys" + devpath] = record
     if not found:
         raise FormatError("no device in this umockdev record", path=path)
     return found
@@ -209,6 +210,7 @@ class _RecordTree(RecordedTree):
         self._data = data
         self._path = path
         self._skeleton: dict[str, dict[str, Entry]] = {}
+        self._deferred: dict[str, list[bytes]] = {}
         for folder in devices:
             self._add_to_skeleton(folder)
         self._subsystems = {
@@ -248,40 +250,41 @@ class _RecordTree(RecordedTree):
         if path in self._pending:
             self._parse(path)
         elif path.startswith("/sys/devices"):
+            self._load_owner(path)
             if path in self._skeleton:
-                self._folders[path] = self._skeleton[path]
-            else:
-                self._load_owner(path)
+                self._folders[path] = self._skeleton.pop(path)
         elif not self._synthesised and path.rpartition("/")[0] not in self._folders:
             self._synthesise()
         return self._folders.get(path)
 
     def _load_owner(self, path: str) -> None:
-        """Parse the device that ``path`` may be an attribute folder of."""
-        while path not in self._devices and path != "/sys/devices":
+        """Parse the device that ``path`` may be an attribute folder of, and those folders too."""
+        while path and path not in self._devices:
             path = path.rpartition("/")[0]
         if path in self._pending:
             self._parse(path)
+        for line in self._deferred.pop(path, ()):
+            self._place(path, line)
 
     def _parse(self, folder: str) -> None:
-        body = self._pending.pop(folder)
+        """Make the entries of a device's own folder; those of its subfolders are deferred."""
         entries = self._folders[folder] = self._skeleton.pop(folder, {})
         properties: list[bytes] = []
-        for line in body.split(b"\n"):
+        deferred: list[bytes] = []
+        for line in self._pending.pop(folder).split(b"\n"):
             kind = line[:1]
             if kind == b"A" or kind == b"H" or kind == b"L":
-                raw = line[3 : line.index(b"=")]
-                name = raw.decode()
-                entry: Entry = line
-                if kind == b"L":
-                    entry = line[4 + len(raw) :].decode()
-                if "/" not in name and name not in ("", ".", ".."):
-                    if name not in entries:
-                        entries[name] = entry
-                else:
-                    self._place(folder, name, entry, line)
+                name = line[3 : line.index(b"=")]
+                if b"/" in name or name == b"." or name == b"..":
+                    deferred.append(line)
+                    self._check_name(name, line)
+                    entries[name.partition(b"/")[0].decode()] = None
+                elif (text := name.decode()) not in entries:
+                    entries[text] = line if kind != b"L" else line[4 + len(name) :].decode()
             elif kind == b"E":
                 properties.append(line[3:])
+        if deferred:
+            self._deferred[folder] = deferred
         if properties:
             entries.setdefault("uevent", b"E: =" + b"\n".join((*properties, b"")))
         subsystem = self._subsystems.get(folder)
@@ -289,28 +292,28 @@ class _RecordTree(RecordedTree):
             up = "../" * (folder.count("/") - 1)
             entries.setdefault("subsystem", up + _place_of(subsystem)[5:])
 
-    def _place(self, folder: str, name: str, entry: Entry, line: bytes) -> None:
-        """Put an attribute of a subfolder, such as ``power/control``, in its place."""
-        parts = name.split("/")
-        if any(part in ("", ".", "..") for part in parts):
+    def _check_name(self, name: bytes, line: bytes) -> None:
+        odd = b"." in name or b"//" in name or name.startswith(b"/") or name.endswith(b"/")
+        if odd and any(part in (b"", b".", b"..") for part in name.split(b"/")):
             raise FormatError(
                 f"no such attribute name: {_shown(line)}",
                 path=self._path,
                 line=_line_of(self._data, line),
             )
-        for part in parts[:-1]:
-            parent = self._folders.get(folder)
-            if parent is None:
-                parent = self._folders[folder] = self._skeleton.get(folder, {})
+
+    def _place(self, folder: str, line: bytes) -> None:
+        """Put an attribute of a subfolder, such as ``power/control``, in its place."""
+        raw = line[3 : line.index(b"=")]
+        entry: Entry = line if line[:1] != b"L" else line[4 + len(raw) :].decode()
+        *above, name = raw.decode().split("/")
+        for part in above:
+            self._folders.setdefault(folder, {})[part] = None
             folder = f"{folder}/{part}"
             if folder in self._devices:
                 return  # a child device speaks for itself
-            parent[part] = None
-        entries = self._folders.get(folder)
-        if entries is None:
-            entries = self._folders[folder] = self._skeleton.get(folder, {})
-        if parts[-1] not in entries:
-            entries[parts[-1]] = entry
+            if folder in self._skeleton:
+                self._folders[folder] = self._skeleton.pop(folder)
+        self._folders.setdefault(folder, {}).setdefault(name, entry)
 
     def _synthesise(self) -> None:
         """Everything besides ``/sys/devices``, from the records' properties and links."""
@@ -319,7 +322,8 @@ class _RecordTree(RecordedTree):
         for folder, body in self._devices.items():
             made.add(folder, self._subsystems.get(folder, ""), body)
         for path, entries in made._folders.items():  # noqa: SLF001
-            self._folders[path] = entries
+            if path != "/sys/devices":  # a place holder there; the devices themselves know
+                self._folders[path] = entries
 
     def _content(self, entry: bytes) -> bytes:
         kind = entry[:1]
@@ -333,8 +337,8 @@ class _RecordTree(RecordedTree):
         return value
 
     def _load_everything(self) -> None:
-        for folder in tuple(self._pending):
-            self._load(folder)
-        for folder in tuple(self._skeleton):
-            self._load(folder)
+        for folder in (*self._devices, *self._skeleton):
+            self._folder(folder)
+            self._load_owner(folder)
+            self._folder(folder)
         self._load("/")
