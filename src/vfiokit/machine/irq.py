@@ -115,13 +115,11 @@ class Line:
             self.pins.add(pin)
         else:
             self.pins.discard(pin)
-        if not level and self.pins:
-            return
         if level and not self.handlers:
             self.unhandled += 1
         for handler in tuple(self.handlers):
             if self.level != level:
-                return  # a handler masked or served the device: the others were told by then
+                return  # the wire is where others hold it, or a handler moved it and told the rest
             handler(level)
 
 

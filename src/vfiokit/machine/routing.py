@@ -302,7 +302,7 @@ class Router:
     def _bus_peer(self, node: Function, address: int) -> Function | None:
         """Anything else on the same bus that claims the address."""
         for peer in self.fabric.siblings(node):
-            if peer is not node and peer.physfn is None and answers(self.fabric, peer, address):
+            if peer is not node and answers(self.fabric, peer, address):
                 return peer
         return None
 
