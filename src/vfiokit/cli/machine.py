@@ -162,8 +162,8 @@ class Prompt:
                 self._output.line(f"{key:<32} {value}")
         elif name == "faults" and not rest:
             for iommu in self._twin.machine.iommus:
-                for record in iommu.faults:
-                    self._output.line(record.text())
+                for record in iommu.faults.records:
+                    self._output.line(str(record))
         else:
             raise UsageError(f"no such command: {shlex.join(words)}", hint="help lists them")
         return exit_code.DONE
