@@ -25,6 +25,7 @@ def zstd(data: bytes) -> bytes:
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": zstd,
+    "zstd with its size": zstandard.compress,
     "gzip": gzip.compress,
     "xz": lzma.compress,
 }

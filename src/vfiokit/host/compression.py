@@ -93,6 +93,13 @@ def _unzstd(data: bytes) -> Iterator[bytes]:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
+    if 0 < _stated_size(data) <= RATIO_FLOOR_BYTES:
+        try:  # in one go, into a buffer of the size that the frame states
+            yield decompressor.decompress(data, allow_extra_data=False)
+        except zstandard.ZstdError:
+            pass  # more frames follow, or it is damaged: the slow way tells
+        else:
+            return
     while data.startswith(_ZSTD):
         frame = decompressor.decompressobj()
         position = 0
@@ -106,6 +113,16 @@ def _unzstd(data: bytes) -> Iterator[bytes]:
             yield piece
             position += _ZSTD_INPUT_BYTES
         data = frame.unused_data + data[position:]
+
+
+def _stated_size(data: bytes) -> int:
+    """Content size in a zstd frame's header; -1 when it states none or is damaged."""
+    import zstandard
+
+    try:
+        return zstandard.frame_content_size(data)
+    except zstandard.ZstdError:
+        return -1
 
 
 def _gunzip(data: bytes) -> Iterator[bytes]:

@@ -5,9 +5,9 @@ Source: Linux ``Documentation/ABI/testing/sysfs-bus-pci``, ``drivers/pci/pci-sys
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from vfiokit.errors import AddressError, SourceError
 from vfiokit.host.tree import RecordedTree, Tree, resolve
@@ -52,7 +52,7 @@ def read_topology(tree: Tree) -> Topology:
         except AddressError:
             continue
         folder = resolve(tree, f"{DEVICES}/{name}")
-        function = _SysfsFunction(tree, folder, bdf)
+        function = _SysfsFunction(_Attributes(tree, folder), bdf)
         if not isinstance(tree, RecordedTree):
             _ = function.identity, function.resources, function.recorded
         functions.append(function)
@@ -62,19 +62,63 @@ def read_topology(tree: Tree) -> Topology:
     return Topology(functions, root_buses or None)
 
 
+class _Attributes:
+    """The files and links of one function's folder; what cannot be read is ``None``."""
+
+    def __init__(self, tree: Tree, folder: str) -> None:
+        self._tree = tree
+        self._folder = folder
+        self._peek = tree.peek if isinstance(tree, RecordedTree) else None
+        self.immutable = self._peek is not None
+        """Whether an answer stays the same, so that it may be had later."""
+
+    def content(self, name: str) -> bytes | None:
+        """Bytes of a file."""
+        if self._peek is not None:
+            found = self._peek(self._folder, name)
+            return found if isinstance(found, bytes) else None
+        try:
+            return self._tree.read(f"{self._folder}/{name}")
+        except OSError:
+            return None
+
+    def target(self, name: str) -> str | None:
+        """Last component of where a link leads."""
+        if self._peek is not None:
+            found = self._peek(self._folder, name)
+            link = found if isinstance(found, str) else ""
+        else:
+            try:
+                link = self._tree.readlink(f"{self._folder}/{name}")
+            except OSError:
+                link = ""
+        return link.rpartition("/")[2] or None
+
+    def number(self, name: str, base: int = 10) -> int | None:
+        """A number from a one-line file; hex may carry its ``0x``."""
+        content = self.content(name)
+        if content is None:
+            return None
+        try:
+            return int(content, base)
+        except ValueError:
+            return None
+
+    def text(self, name: str) -> str | None:
+        """A one-line file without its newline."""
+        content = self.content(name)
+        return None if content is None else content.decode("utf-8", "replace").strip()
+
+
 class _SysfsFunction(Function):
     """A function whose identity, resources and recorded facts are read at their first use."""
 
     # No call of Function.__init__: an attribute it would set is looked up in __getattr__.
-    def __init__(self, tree: Tree, folder: str, bdf: Bdf) -> None:
-        self._tree = tree
-        self._folder = folder
+    def __init__(self, attributes: _Attributes, bdf: Bdf) -> None:
+        self._attributes = attributes
         self.bdf = bdf
-        try:
-            self.config = ConfigSpace(tree.read(f"{folder}/config"))
-        except OSError:
-            self.config = ConfigSpace(b"")
-        physfn = _target(tree, f"{folder}/physfn")
+        self.config = ConfigSpace(attributes.content("config") or b"")
+        physfn = attributes.target("physfn")
         try:
             self.physfn = None if physfn is None else Bdf.parse(physfn)
         except AddressError:
@@ -83,68 +127,37 @@ class _SysfsFunction(Function):
     def __getattr__(self, name: str) -> object:
         value: object
         if name == "identity":
-            value = self.identity = _identity(self._tree, self._folder, self.config)
+            value = self.identity = _identity(self._attributes, self.config)
         elif name == "resources":
-            value = self.resources = _resources(self._tree, self._folder)
+            value = self.resources = _resources(self._attributes)
         elif name == "recorded":
-            value = self.recorded = _recorded(self._tree, self._folder)
+            value = self.recorded = _recorded(self._attributes)
         else:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return value
 
 
-def _bytes(tree: Tree, path: str) -> bytes | None:
-    try:
-        return tree.read(path)
-    except OSError:
-        return None
-
-
-def _number(tree: Tree, path: str, base: int = 10) -> int | None:
-    """A number from a one-line file; hex may carry its ``0x``."""
-    content = _bytes(tree, path)
-    if content is None:
-        return None
-    try:
-        return int(content, base)
-    except ValueError:
-        return None
-
-
-def _text(tree: Tree, path: str) -> str | None:
-    content = _bytes(tree, path)
-    return None if content is None else content.decode("utf-8", "replace").strip()
-
-
-def _target(tree: Tree, path: str) -> str | None:
-    """Last component of where a link leads."""
-    try:
-        return posixpath.basename(tree.readlink(path)) or None
-    except OSError:
-        return None
-
-
-def _identity(tree: Tree, folder: str, config: ConfigSpace) -> Identity:
+def _identity(attributes: _Attributes, config: ConfigSpace) -> Identity:
     """From the attribute files; VFs have all ones where others keep their ids.
 
     A capture without those files still has the registers.
     """
-    vendor_id = _number(tree, f"{folder}/vendor", 16)
-    device_id = _number(tree, f"{folder}/device", 16)
+    vendor_id = attributes.number("vendor", 16)
+    device_id = attributes.number("device", 16)
     if vendor_id is None or device_id is None:
         return Function(Bdf(0, 0, 0, 0), config).identity
     return Identity(
         vendor_id,
         device_id,
-        _number(tree, f"{folder}/class", 16) or 0,
-        _number(tree, f"{folder}/revision", 16) or 0,
-        _number(tree, f"{folder}/subsystem_vendor", 16) or 0,
-        _number(tree, f"{folder}/subsystem_device", 16) or 0,
+        attributes.number("class", 16) or 0,
+        attributes.number("revision", 16) or 0,
+        attributes.number("subsystem_vendor", 16) or 0,
+        attributes.number("subsystem_device", 16) or 0,
     )
 
 
-def _resources(tree: Tree, folder: str) -> tuple[Resource, ...]:
-    content = _bytes(tree, f"{folder}/resource") or b""
+def _resources(attributes: _Attributes) -> tuple[Resource, ...]:
+    content = attributes.content("resource") or b""
     found: list[Resource] = []
     for index, line in enumerate(content.splitlines()):
         try:
@@ -155,49 +168,70 @@ def _resources(tree: Tree, folder: str) -> tuple[Resource, ...]:
     return tuple(found)
 
 
-def _recorded(tree: Tree, folder: str) -> Recorded:
-    group = _target(tree, f"{folder}/iommu_group")
-    numa_node = _number(tree, f"{folder}/numa_node")
-    reset_method = _text(tree, f"{folder}/reset_method")
-    enabled = _number(tree, f"{folder}/enable")
-    override = _text(tree, f"{folder}/driver_override")
+def _recorded(attributes: _Attributes) -> Recorded:
+    group = attributes.target("iommu_group")
+    numa_node = attributes.number("numa_node")
+    reset_method = attributes.text("reset_method")
+    enabled = attributes.number("enable")
+    override = attributes.text("driver_override")
     return Recorded(
-        driver=_target(tree, f"{folder}/driver"),
+        driver=attributes.target("driver"),
         iommu_group=int(group) if group is not None and group.isdecimal() else None,
         numa_node=numa_node if numa_node is not None and numa_node >= 0 else None,
-        irq=_number(tree, f"{folder}/irq"),
+        irq=attributes.number("irq"),
         reset_methods=None if reset_method is None else tuple(reset_method.split()),
-        current_link_speed=_link_speed(tree, f"{folder}/current_link_speed"),
-        current_link_width=_link_width(tree, f"{folder}/current_link_width"),
-        max_link_speed=_link_speed(tree, f"{folder}/max_link_speed"),
-        max_link_width=_link_width(tree, f"{folder}/max_link_width"),
-        power_state=_text(tree, f"{folder}/power_state"),
+        current_link_speed=_link_speed(attributes.text("current_link_speed")),
+        current_link_width=_link_width(attributes.number("current_link_width")),
+        max_link_speed=_link_speed(attributes.text("max_link_speed")),
+        max_link_width=_link_width(attributes.number("max_link_width")),
+        power_state=attributes.text("power_state"),
         enabled=None if enabled is None else enabled > 0,
         driver_override=None if override in ("(null)", "") else override,
-        names=_names(tree, folder),
+        names=_Names(attributes) if attributes.immutable else _names(attributes),
     )
 
 
-def _link_speed(tree: Tree, path: str) -> str | None:
+def _link_speed(speed: str | None) -> str | None:
     """``8.0 GT/s PCIe``; ``None`` where the kernel says Unknown, as it does without a link."""
-    speed = _text(tree, path)
     return None if not speed or speed.startswith("Unknown") else speed
 
 
-def _link_width(tree: Tree, path: str) -> int | None:
+def _link_width(width: int | None) -> int | None:
     """Lanes; ``None`` for the kernel's "unknown", 0 or 255 (``PCIE_LNK_WIDTH_UNKNOWN``)."""
-    width = _number(tree, path)
     return None if width in (0, 0xFF) else width
 
 
-def _names(tree: Tree, folder: str) -> Mapping[str, str]:
+def _names(attributes: _Attributes) -> dict[str, str]:
     """Names that udev's database gave, where the record kept them among the properties."""
-    content = _bytes(tree, f"{folder}/uevent") or b""
-    if b"_FROM_DATABASE=" not in content:
+    uevent = attributes.content("uevent") or b""
+    if b"_FROM_DATABASE=" not in uevent:
         return {}
     found: dict[str, str] = {}
-    for line in content.decode("utf-8", "replace").splitlines():
+    for line in uevent.decode("utf-8", "replace").splitlines():
         key, _, value = line.partition("=")
         if key in _NAMES:
             found[_NAMES[key]] = value
     return found
+
+
+class _Names(Mapping[str, str]):
+    """The same, read when someone asks for a name: most commands do not."""
+
+    def __init__(self, attributes: _Attributes) -> None:
+        self._attributes = attributes
+
+    @cached_property
+    def _found(self) -> dict[str, str]:
+        return _names(self._attributes)
+
+    def __getitem__(self, key: str) -> str:
+        return self._found[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        return repr(self._found)

@@ -60,8 +60,12 @@ Entry: TypeAlias = "bytes | str | None"
 _MAX_LINKS = 40  # the kernel's MAXSYMLINKS
 
 
+# Absent files are asked for by the thousand, and strerror is what costs most of the answer.
+_NO_SUCH_FILE = os.strerror(errno.ENOENT)
+
+
 def _error(code: int, path: str) -> OSError:
-    return OSError(code, os.strerror(code), path)
+    return OSError(code, _NO_SUCH_FILE if code == errno.ENOENT else os.strerror(code), path)
 
 
 def _joined(folder: str, target: str) -> str:
@@ -221,6 +225,15 @@ class RecordedTree:
         if not isinstance(entry, str):
             raise _error(errno.EINVAL, path)
         return entry
+
+    def peek(self, folder: str, name: str) -> bytes | str | None:
+        """What ``name`` is in the real ``folder``: a file's content, a link's target, or nothing.
+
+        For those who ask for many small files that may be absent: no links, no ``OSError``.
+        """
+        entries = self._folder(folder)
+        entry = None if entries is None else entries.get(name)
+        return self._content(entry) if isinstance(entry, bytes) else entry
 
     def exists(self, path: str) -> bool:
         """Whether ``path`` names something, links followed."""

@@ -38,6 +38,8 @@ _GOOD_LINES = re.compile(
     rb"|)\n)*+"
 )
 
+_NAMED = frozenset({b"A", b"H", b"L"})
+
 _ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)", re.DOTALL)
 _LETTERS = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 
@@ -210,7 +212,7 @@ class _RecordTree(RecordedTree):
         self._data = data
         self._path = path
         self._skeleton: dict[str, dict[str, Entry]] = {}
-        self._deferred: dict[str, list[bytes]] = {}
+        self._deferred: dict[str, dict[str, Entry]] = {}
         for folder in devices:
             self._add_to_skeleton(folder)
         self._subsystems = {
@@ -263,49 +265,48 @@ class _RecordTree(RecordedTree):
             path = path.rpartition("/")[0]
         if path in self._pending:
             self._parse(path)
-        for line in self._deferred.pop(path, ()):
-            self._place(path, line)
+        for name, entry in self._deferred.pop(path, {}).items():
+            self._place(path, name, entry)
 
     def _parse(self, folder: str) -> None:
         """Make the entries of a device's own folder; those of its subfolders are deferred."""
-        entries = self._folders[folder] = self._skeleton.pop(folder, {})
-        properties: list[bytes] = []
-        deferred: list[bytes] = []
-        for line in self._pending.pop(folder).split(b"\n"):
-            kind = line[:1]
-            if kind == b"A" or kind == b"H" or kind == b"L":
-                name = line[3 : line.index(b"=")]
-                if b"/" in name or name == b"." or name == b"..":
-                    deferred.append(line)
-                    self._check_name(name, line)
-                    entries[name.partition(b"/")[0].decode()] = None
-                elif (text := name.decode()) not in entries:
-                    entries[text] = line if kind != b"L" else line[4 + len(name) :].decode()
-            elif kind == b"E":
-                properties.append(line[3:])
-        if deferred:
-            self._deferred[folder] = deferred
-        if properties:
-            entries.setdefault("uevent", b"E: =" + b"\n".join((*properties, b"")))
+        body = self._pending.pop(folder)
+        # In comprehensions, because a command that looks at every function pays for every line.
+        lines = {
+            line[3 : line.index(b"=")].decode(): line
+            for line in body.split(b"\n")
+            if line[:1] in _NAMED
+        }
+        entries: dict[str, Entry] = dict(lines)
+        for name in [name for name, line in lines.items() if line[:1] == b"L"]:
+            entries[name] = lines[name].partition(b"=")[2].decode()
+        nested = [name for name in lines if "/" in name or name in (".", "..")]
+        if nested:
+            self._deferred[folder] = {name: entries.pop(name) for name in nested}
+            for name in nested:
+                self._check_name(name)
+                entries[name.partition("/")[0]] = None
+        if b"\nE: " in body:
+            entries.setdefault("uevent", body)
         subsystem = self._subsystems.get(folder)
         if subsystem is not None:
             up = "../" * (folder.count("/") - 1)
             entries.setdefault("subsystem", up + _place_of(subsystem)[5:])
+        entries.update(self._skeleton.pop(folder, ()))
+        self._folders[folder] = entries
 
-    def _check_name(self, name: bytes, line: bytes) -> None:
-        odd = b"." in name or b"//" in name or name.startswith(b"/") or name.endswith(b"/")
-        if odd and any(part in (b"", b".", b"..") for part in name.split(b"/")):
+    def _check_name(self, name: str) -> None:
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            start = self._data.find(b": " + name.encode() + b"=")
             raise FormatError(
-                f"no such attribute name: {_shown(line)}",
+                f"no such attribute name: {name[:60]!r}",
                 path=self._path,
-                line=_line_of(self._data, line),
+                line=self._data.count(b"\n", 0, start) + 1,
             )
 
-    def _place(self, folder: str, line: bytes) -> None:
+    def _place(self, folder: str, path: str, entry: Entry) -> None:
         """Put an attribute of a subfolder, such as ``power/control``, in its place."""
-        raw = line[3 : line.index(b"=")]
-        entry: Entry = line if line[:1] != b"L" else line[4 + len(raw) :].decode()
-        *above, name = raw.decode().split("/")
+        *above, name = path.split("/")
         for part in above:
             self._folders.setdefault(folder, {})[part] = None
             folder = f"{folder}/{part}"
@@ -327,14 +328,18 @@ class _RecordTree(RecordedTree):
 
     def _content(self, entry: bytes) -> bytes:
         kind = entry[:1]
+        if kind == b"P":  # uevent, kept as the record it comes from
+            lines = entry.split(b"\n")
+            return b"".join(line[3:] + b"\n" for line in lines if line[:1] == b"E")
         value = entry[entry.index(b"=") + 1 :]
         if kind == b"H":
             return bytes.fromhex(value.decode("ascii"))
-        if kind == b"A" and b"\\" in value:
-            if value.endswith(b"\\n") and value.count(b"\\") == 1:
-                return value[:-2] + b"\n"
-            return _ESCAPE.sub(_unescape, value)
-        return value
+        backslash = value.find(b"\\")
+        if backslash < 0:
+            return value
+        if backslash == len(value) - 2 and value.endswith(b"n"):
+            return value[:-2] + b"\n"  # as nearly every attribute ends
+        return _ESCAPE.sub(_unescape, value)
 
     def _load_everything(self) -> None:
         for folder in (*self._devices, *self._skeleton):
