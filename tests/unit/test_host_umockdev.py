@@ -161,6 +161,7 @@ def test_crlf_comments_blank_lines_and_text_are_fine() -> None:
         (b"P: /devices/a\n\nP: /devices/../../x\n", 3),
         (b"P: /devices/a/\n", 1),
         (b"P: /devices/\n", 1),
+        (b"P: /devices/a\nE: SUBSYSTEM=pci\nP: /devices/b\n", 3),
         (b"\x7fELF\x02\x01", 1),
         (b"00:00.0 Host bridge: Intel\n", 1),
     ],

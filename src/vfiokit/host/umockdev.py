@@ -63,7 +63,7 @@ def read(source: str | bytes, path: str = "") -> RecordedTree:
 
     Properties, attributes and links are decoded when they are read. Raises
     :class:`FormatError` with the line for anything that is no record; what can only be seen while
-    decoding one device (two names that contradict each other) raises it from the tree's methods.
+    decoding one device (an attribute name that leads out of it) raises it from the tree's methods.
     """
     data = source.encode("utf-8", "replace") if isinstance(source, str) else source
     if not data.isascii():
@@ -90,6 +90,7 @@ def read(source: str | bytes, path: str = "") -> RecordedTree:
 def _devices(data: bytes, path: str) -> dict[str, bytes]:
     """Folder in ``/sys`` of each device, and its lines, that of ``P:`` first."""
     found: dict[str, bytes] = {}
+    count = 0
     for chunk in data.split(b"\n\n"):
         record = chunk.lstrip(b"\n")
         while record.startswith(b"#"):
@@ -110,8 +111,16 @@ def _devices(data: bytes, path: str) -> dict[str, bytes]:
                 line=_line_of(data, first),
             )
         found["/sys" + devpath] = record
+        count += 1
     if not found:
         raise FormatError("no device in this umockdev record", path=path)
+    if data.startswith(b"P: ") + data.count(b"\nP: ") != count:
+        start = re.search(rb"[^\n]\n(?=P: )", data)
+        raise FormatError(
+            "a second P: line in one device; an empty line is missing before it",
+            path=path,
+            line=data.count(b"\n", 0, start.end()) + 1 if start is not None else 0,
+        )
     return found
 
 
