@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+_CUT = {"KIND": 2, "DEVICE": 5}
+"""Columns of words and their shares of the width that the others leave."""
+
 
 def wants_colour(stream_is_terminal: bool) -> bool:
     """Whether colour is wanted, by the environment's conventions."""
@@ -68,9 +71,12 @@ class Output:
             from rich import box
             from rich.table import Table
 
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+            cut = not _CUT.keys().isdisjoint(headers)
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", expand=cut)
             for header in headers:
-                table.add_column(header, overflow="fold")
+                # One line a row: on a terminal words may be cut, what is copied may not.
+                share = _CUT.get(header)
+                table.add_column(header, no_wrap=True, overflow="ellipsis", ratio=share)
             for row in rows:
                 table.add_row(*(_escape(cell) for cell in row))
             self.console.print(table)

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     output = Output(json=arguments.json)
     if not arguments.device and not output.json:
         output.table(
-            ("ADDRESS", "CLASS", "DEVICE", "DRIVER", "GROUP", "NUMA"),
+            ("ADDRESS", "KIND", "DEVICE", "DRIVER", "GROUP", "NUMA"),
             (_row(topology, function) for function in topology),
         )
         return exit_code.DONE
