@@ -120,7 +120,20 @@ def lines(plan: Plan) -> list[str]:
         for blocker in plan.open_blockers()
     ]
     found += _section("blocked by", blockers)
+    found += _section("ways out", _ways_out(plan))
     return found
+
+
+def _ways_out(plan: Plan) -> list[str]:
+    """The options that get past what blocks the plan."""
+    blockers = plan.open_blockers()
+    ways: list[str] = []
+    if any(blocker.id.startswith("group-member:") for blocker in blockers):
+        ways.append("--include-group releases the rest of the group from its drivers")
+    forcible = [blocker.id for blocker in blockers if blocker.forcible]
+    if forcible and len(forcible) == len(blockers):
+        ways.append(" ".join(f"--force={name}" for name in forcible) + " if that is meant")
+    return ways
 
 
 def _section(title: str, entries: list[str]) -> list[str]:
