@@ -116,11 +116,14 @@ def _intel(iommu: Iommu, qemu: Features) -> IommuSetup:
 
 def _amd(qemu: Features) -> IommuSetup:
     qemu.require("amd-iommu", "--iommu amd")
-    device = "amd-iommu,intremap=on"
-    if qemu.has_property("amd-iommu", "dma-remap"):
-        # Off by default where it exists: the driver would load and no DMA be translated.
-        device += ",dma-remap=on"
-    return IommuSetup(("-device", device), ("amd_iommu=on",), ("AMD_IOMMU", "IRQ_REMAP"), ())
+    if not qemu.has_property("amd-iommu", "dma-remap"):
+        # Without it the driver loads, says nothing, and DMA goes where no mapping sent it.
+        raise UnsupportedError(
+            f"--iommu amd: the amd-iommu of QEMU {qemu.version} translates no DMA",
+            hint="use a QEMU whose amd-iommu has the property dma-remap, or --iommu intel",
+        )
+    device = "amd-iommu,intremap=on,dma-remap=on"
+    return IommuSetup(("-device", device), (), ("AMD_IOMMU", "IRQ_REMAP"), ())
 
 
 def _virtio(qemu: Features) -> IommuSetup:

@@ -19,7 +19,6 @@ PROGRAM = "qemu-system-x86_64"
 VARIABLE = "VFIOKIT_LAB_QEMU"
 INSTALL = "install it: apt install qemu-system-x86 (Debian, Ubuntu), or name one in " + VARIABLE
 
-_DEVICE = re.compile(r'^name "([^"]+)"(?:.*?alias "([^"]+)")?', re.MULTILINE)
 _PROPERTY = re.compile(r"^\s+([\w.-]+)=<", re.MULTILINE)
 
 SINCE: dict[str, str] = {
@@ -41,8 +40,7 @@ class Qemu:
         self.environment = dict(environment)
         """Variables to add to the environment."""
         self._version: str | None = None
-        self._devices: frozenset[str] | None = None
-        self._properties: dict[str, frozenset[str]] = {}
+        self._properties: dict[str, frozenset[str] | None] = {}
 
     def __repr__(self) -> str:
         return f"<Qemu {' '.join(self.command)}>"
@@ -117,24 +115,25 @@ class Qemu:
             self._version = found[1] if found else ""
         return self._version
 
-    @property
-    def devices(self) -> frozenset[str]:
-        """Names, and aliases, of every device model."""
-        if self._devices is None:
-            pairs = _DEVICE.findall(self._ask("-device", "help"))
-            self._devices = frozenset(name for pair in pairs for name in pair if name)
-        return self._devices
+    def properties(self, device: str) -> frozenset[str] | None:
+        """Properties of a device model; ``None`` when there is no such model.
+
+        One model at a time: listing all makes QEMU load every module it has, and one unpacked
+        beside another version finds the other's.
+        """
+        if device not in self._properties:
+            answer = self._ask("-device", f"{device},help")
+            found = frozenset(_PROPERTY.findall(answer)) if answer.strip() else None
+            self._properties[device] = found
+        return self._properties[device]
 
     def has_property(self, device: str, name: str) -> bool:
         """Whether ``-device`` of this model takes ``name=``."""
-        if device not in self._properties:
-            found = _PROPERTY.findall(self._ask("-device", f"{device},help"))
-            self._properties[device] = frozenset(found)
-        return name in self._properties[device]
+        return name in (self.properties(device) or ())
 
     def require(self, device: str, what: str) -> None:
         """Raise :class:`UnsupportedError` unless the model exists; ``what`` needs it."""
-        if device in self.devices:
+        if self.properties(device) is not None:
             return
         since = SINCE.get(device)
         needs = f"needs QEMU {since} or newer" if since else "needs a QEMU that has it"

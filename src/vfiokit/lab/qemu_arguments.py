@@ -197,6 +197,10 @@ class _Builder:
             case Model.EDU if endpoint.dma_bits != DEFAULTS[Model.EDU]["dma_bits"]:
                 extra.append(f"dma_mask={(1 << endpoint.dma_bits) - 1:#x}")
         self._add(model, endpoint, bus, address, *extra, *shared)
+        if endpoint.vfs:
+            # A controller in a subsystem takes no drive of its own: its namespace is a device.
+            namespace = f"nvme-ns,bus={endpoint.name},drive={self._disk(endpoint)}"
+            self._arguments += ["-device", namespace]
 
     def _nvme(self, endpoint: Endpoint) -> Iterator[str]:
         yield f"serial={endpoint.name[:20]}"
@@ -217,7 +221,8 @@ class _Builder:
             yield f"sriov_vi_flexible={endpoint.vfs}"
             yield f"max_ioqpairs={queues + NVME_SPARE_QUEUES}"
             yield f"msix_qsize={endpoint.vfs + NVME_SPARE_QUEUES + 1}"
-        yield f"drive={self._disk(endpoint)}"
+        else:
+            yield f"drive={self._disk(endpoint)}"
 
     def _disk(self, endpoint: Endpoint) -> str:
         """Add a block device; returns its node name."""
