@@ -288,13 +288,16 @@ class Fabric:
 
     # -- requests -----------------------------------------------------------------------------
 
-    def route(self, txn: Txn) -> Completion:
+    def route(self, txn: Txn, sender: Function | None = None) -> Completion:
         """Carry out a request of a device, recording every hop in ``txn.path``.
+
+        ``sender`` is where it enters the fabric: the function whose requester ID it carries,
+        unless that ID is forged.
 
         A read fills ``txn.data`` (a writable buffer, made when it is ``None``). Writes are posted:
         their completion tells the caller what the device never learns.
         """
-        return self._router.route(txn)
+        return self._router.route(txn, sender)
 
     def dma_port(self, function: Function) -> DmaPort:
         """How ``function`` reaches memory and peers."""

@@ -116,7 +116,7 @@ class Router:
 
     # -- whole requests -----------------------------------------------------------------------
 
-    def route(self, txn: Txn) -> Completion:
+    def route(self, txn: Txn, sender: Function | None = None) -> Completion:
         """Carry out a request; see :meth:`Fabric.route`."""
         fabric = self.fabric
         counters = fabric.counters
@@ -128,7 +128,8 @@ class Router:
             counters.writes += 1
         if fabric.trace_enabled:
             fabric.trace.append(txn)
-        function = fabric.functions.get(Bdf.from_requester_id(txn.requester_id, txn.domain))
+        claimed = Bdf.from_requester_id(txn.requester_id, txn.domain)
+        function = sender or fabric.functions.get(claimed)
         if function is None:
             txn.hop(f"{txn.requester_id:#06x}", "block", "no such requester")
             counters.blocked += 1
