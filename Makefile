@@ -45,6 +45,11 @@ abi:  ## refresh the recorded numbers of the installed kernel headers
 	@tools/setup.sh dev
 	$(PY) tools/abi_probe.py
 
+fuzz:  ## every fuzz target for a minute
+	@tools/setup.sh fuzz
+	@for file in tests/fuzz/fuzz_*.py; do echo "== $$file"; \
+		$(PY) $$file -max_total_time=60 || exit 1; done
+
 coverage:  ## which lines the tests reach
 	@tools/setup.sh dev
 	$(PY) -m coverage run -m pytest -q

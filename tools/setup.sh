@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh run     enough to use vfiokit
 #   tools/setup.sh dev     also the tools and Debian packages that the tests use
+#   tools/setup.sh fuzz    also the fuzzer
 #
 # Idempotent: does nothing when the environment is newer than pyproject.toml.
 set -eu
@@ -24,7 +25,7 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-if [ "$level" = dev ]; then
+if [ "$level" != run ]; then
     # lspci reads our captures as an independent witness; gcc compiles the ABI probe and the C
     # floor of the benchmarks against the installed kernel headers.
     missing=
@@ -67,12 +68,13 @@ else
     pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 fi
 
-if [ "$level" = dev ]; then
-    say "installing vfiokit and its development tools into .venv"
-    pip install -q -e '.[dev]'
-else
-    say "installing vfiokit into .venv"
-    pip install -q -e .
-fi
+case $level in
+run) extras= ;;
+dev) extras='[dev]' ;;
+fuzz) extras='[dev,fuzz]' ;;
+*) say "no such level: $level"; exit 2 ;;
+esac
+say "installing vfiokit$extras into .venv"
+pip install -q -e ".$extras"
 touch "$stamp"
 say "ready: .venv/bin/vfiokit ($(.venv/bin/python --version))"
