@@ -7,8 +7,8 @@ Run with ``python tests/fuzz/fuzz_archive.py [atheris options] [corpus folder]``
 from __future__ import annotations
 
 import contextlib
-import sys
-from pathlib import Path
+
+from fuzzing import fuzz
 
 
 def one_input(data: bytes) -> None:
@@ -28,20 +28,5 @@ def one_input(data: bytes) -> None:
         read_topology(tree)
 
 
-def main(arguments: list[str]) -> None:
-    """Fuzz until something breaks, or replay the files given."""
-    if arguments[1:2] == ["--replay"]:
-        for name in arguments[2:]:
-            one_input(Path(name).read_bytes())
-        return
-    import atheris
-
-    with atheris.instrument_imports(include=["vfiokit"]):
-        import vfiokit.host.archive
-        import vfiokit.host.sysfs  # noqa: F401
-    atheris.Setup(arguments, one_input)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main(sys.argv)
+    fuzz(one_input)

@@ -7,7 +7,8 @@ Run it with ``python tests/fuzz/fuzz_config.py [libFuzzer options] [corpus]`` (n
 from __future__ import annotations
 
 import json
-import sys
+
+from fuzzing import fuzz
 
 from vfiokit.pci import header
 from vfiokit.pci.address import Bdf
@@ -47,14 +48,5 @@ def _resource(data: bytes) -> Resource:
     return Resource(word & 0xF, start, start + size - 1, word >> 4)
 
 
-def main() -> None:
-    """Fuzz until stopped."""
-    import atheris
-
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, one_input)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(one_input)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from pathlib import Path
+
+from fuzzing import fuzz
 
 
 def one_input(data: bytes) -> None:
@@ -28,19 +28,5 @@ def one_input(data: bytes) -> None:
             assert step.do.path.startswith("/sys/bus/pci/"), step.do.path
 
 
-def main(arguments: list[str]) -> None:
-    """Fuzz until something breaks, or replay the files given."""
-    if arguments[1:2] == ["--replay"]:
-        for name in arguments[2:]:
-            one_input(Path(name).read_bytes())
-        return
-    import atheris
-
-    with atheris.instrument_imports(include=["vfiokit"]):
-        import vfiokit.assign.document  # noqa: F401
-    atheris.Setup(arguments, one_input)
-    atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main(sys.argv)
+    fuzz(one_input)
