@@ -115,9 +115,7 @@ def _by_ids(
     return found[int(which) : int(which) + 1]
 
 
-def _by_path(
-    topology: Topology, domain: int, root: int, steps: list[str]
-) -> tuple[Function, ...]:
+def _by_path(topology: Topology, domain: int, root: int, steps: list[str]) -> tuple[Function, ...]:
     bus: Bus | None = topology.buses.get((domain, root))
     function: Function | None = None
     for step in steps:
