@@ -204,6 +204,22 @@ def test_any_bound_function_goes_and_comes_back(twin: Twin, bdf: str) -> None:
     assert twin.kernel.snapshot() == before
 
 
+def test_a_function_recorded_on_vfio_pci_can_be_opened_at_once() -> None:
+    recorded = open_tree("demo")
+    assert isinstance(recorded, RecordedTree)
+    links = {
+        path: target.replace("/drivers/nvme", "/drivers/vfio-pci")
+        for path, target in recorded.links()
+        if "/nvme/" not in path
+    }
+    twin = build_twin(RecordedTree(dict(recorded.files()), links))
+    assert twin.topology()[DRIVE].recorded.driver == "vfio-pci"
+    group = twin.kernel.open(f"/dev/vfio/{DRIVE_GROUP}")
+    twin.kernel.close(group)
+    unbind(twin.kernel, DRIVE)
+    assert twin.topology()[DRIVE].recorded.driver is None
+
+
 def test_a_host_recorded_without_iommu_gets_one_to_rehearse_on() -> None:
     recorded = open_tree("demo")
     assert isinstance(recorded, RecordedTree)

@@ -9,7 +9,9 @@ import pytest
 from kernel_host import EDU, NIC, TABLE_OFFSET, VECTORS, KernelHost, fds, refuses
 
 from vfiokit.abi import vfio as abi
-from vfiokit.machine.device.edu import IRQ_ACKNOWLEDGE, IRQ_RAISE
+from vfiokit.machine.device.edu import IRQ_ACKNOWLEDGE, IRQ_RAISE, EduFunction
+from vfiokit.machine.kernel import SoftwareKernel
+from vfiokit.pci.address import Bdf
 
 NONE, BOOL, EVENTFD = 1, 2, 4
 MASK, UNMASK, TRIGGER = 8, 0x10, 0x20
@@ -301,6 +303,7 @@ def test_msi_of_three_vectors_delivers_three(nic: Opened) -> None:
     nic.host.nic.raise_msi(2)
     assert [nic.host.taken(event) for event in events] == [0, 0, 1]
     nic.set(NONE | TRIGGER, MSI, 0, 0)
+    assert not nic.host.machine.interrupts._allocations
     nic.set(EVENTFD | TRIGGER, MSI, 0, 4, fds(*nic.host.events(4)))
 
 
@@ -443,17 +446,33 @@ def test_masking_by_eventfd_is_enotty(edu: Opened) -> None:
         edu.set(NONE | MASK, INTX, 0, 0)
 
 
+def test_unmasking_does_not_undo_the_virtual_disable_bit(edu: Opened) -> None:
+    edu.set(EVENTFD | TRIGGER, INTX, 0, 1, fds(*edu.host.events(1)))
+    edu.host.set_config(edu.fd, 4, 2, 0x0406)
+    edu.set(NONE | UNMASK, INTX, 0, 1)
+    assert edu.host.edu.command & 0x0400
+    edu.host.set_config(edu.fd, 4, 2, 0x0006)
+    assert not edu.host.edu.command & 0x0400
+
+
 def test_two_functions_on_one_wire_hear_only_themselves() -> None:
     host = KernelHost()
-    edu = host.open_device(EDU)
-    host.set_config(edu, 4, 2, 0x0006)
-    nic = host.device_fd(host.ready(NIC)[1], str(NIC))
-    host.set_config(nic, 4, 2, 0x0006)
-    first, second = host.events(2)
-    host.set_irqs(edu, EVENTFD | TRIGGER, INTX, 0, 1, fds(first))
-    host.set_irqs(nic, EVENTFD | TRIGGER, INTX, 0, 1, fds(second))
-    host.nic.intx.set(True)
-    assert (host.taken(first), host.taken(second)) == (0, 1)
+    other = Bdf.parse("0000:00:08.0")  # four slots on: the same wire
+    host.machine.add(EduFunction(other)).config_write(0x10, 4, 0xE200_0000)
+    host.kernel = SoftwareKernel(host.machine)
+    opened = []
+    for bdf in (EDU, other):
+        fd = host.open_device(bdf)
+        host.set_config(fd, 4, 2, 0x0006)
+        (event,) = host.events(1)
+        host.set_irqs(fd, EVENTFD | TRIGGER, INTX, 0, 1, fds(event))
+        opened.append(event)
+    lines = [host.machine.interrupts.line_of(host.machine.functions[b]) for b in (EDU, other)]
+    assert lines[0] is lines[1]
+    host.machine.functions[other].bar_write(0, IRQ_RAISE, 4, 1)
+    assert [host.taken(event) for event in opened] == [0, 1]
+    host.edu.bar_write(0, IRQ_RAISE, 4, 1)
+    assert [host.taken(event) for event in opened] == [1, 0]
 
 
 # --- ERR and REQ ---

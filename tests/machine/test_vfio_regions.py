@@ -9,9 +9,11 @@ import pytest
 from kernel_host import (
     EDU,
     FIRST,
+    GIB,
     NIC,
     NIC_BAR,
     PAGE,
+    PORT,
     SECOND,
     TABLE_OFFSET,
     KernelHost,
@@ -19,7 +21,15 @@ from kernel_host import (
 )
 
 from vfiokit.abi import vfio as abi
+from vfiokit.machine.build import endpoint_config
+from vfiokit.machine.config import ConfigModel
+from vfiokit.machine.function import BarModel, Function
+from vfiokit.machine.kernel import SoftwareKernel
+from vfiokit.machine.kernel.device import VfioPciDevice
+from vfiokit.machine.machine import Machine
+from vfiokit.machine.port import root_port
 from vfiokit.machine.reset import ResetKind
+from vfiokit.pci.address import Bdf
 
 CONFIG = 7 << 40
 
@@ -412,6 +422,25 @@ def test_hot_reset_is_refused() -> None:
         hot_reset(host, fd, group)  # a neighbour is not on vfio-pci
 
 
+def test_every_affected_group_must_be_passed() -> None:
+    machine = Machine(ram=GIB)
+    machine.add_host_bridge(iommu=machine.add_iommu())
+    machine.add(root_port(PORT, 1, window=(0xE000_0000, 0xE010_0000)))
+    bdfs = [Bdf(0, 1, 0, number) for number in (0, 1)]
+    for number, bdf in enumerate(bdfs):
+        config = endpoint_config(0x1AF4, 0x1041, 0x020000, multifunction=True, acs=0x1F)
+        machine.add(Function(bdf, config, (BarModel(0, 0x10000),)))
+        machine.functions[bdf].config_write(0x10, 4, 0xE000_0000 + number * 0x10000)
+    host = KernelHost()
+    host.kernel = SoftwareKernel(machine)
+    opened = [host.ready(bdf)[1] for bdf in bdfs]
+    assert host.group_number(bdfs[0]) != host.group_number(bdfs[1])
+    fd = host.device_fd(opened[0], str(bdfs[0]))
+    with refuses(errno.EINVAL):
+        hot_reset(host, fd, opened[0])
+    assert hot_reset(host, fd, *opened) == 0
+
+
 def test_hot_reset_during_another_reset_is_ebusy() -> None:
     host, group, fd = pair()
     host.kernel.device(SECOND).resetting = True
@@ -492,6 +521,74 @@ def test_low_power_with_wakeup_ends_at_the_first_access(nic: Opened) -> None:
     nic.host.config(nic.fd, 0, 2)
     assert nic.host.taken(event) == 1
     assert len(nic.pread(4, 0)) == 4
+
+
+# --- VF tokens ---
+
+TOKEN = "00112233-4455-6677-8899-aabbccddeeff"
+PHYSICAL, VIRTUAL = Bdf.parse("0000:01:00.0"), Bdf.parse("0000:01:00.1")
+
+
+def sriov_host(*, virtual: bool) -> KernelHost:
+    """A PF with an SR-IOV capability, and maybe a VF of it."""
+    machine = Machine(ram=GIB)
+    machine.add_host_bridge(iommu=machine.add_iommu())
+    machine.add(root_port(PORT, 1, window=(0xE000_0000, 0xE010_0000)))
+    data = bytearray(endpoint_config(0x8086, 0x1572, 0x020000, acs=0x1F).data)
+    data[0x102:0x104] = (0x200 << 4 | 1).to_bytes(2, "little")  # ACS links to SR-IOV
+    data[0x200:0x204] = (1 << 16 | 0x10).to_bytes(4, "little")
+    machine.add(Function(PHYSICAL, ConfigModel(bytes(data))))
+    if virtual:
+        function = Function(VIRTUAL, endpoint_config(0xFFFF, 0xFFFF, 0x020000))
+        function.physfn = PHYSICAL
+        machine.add(function)
+    host = KernelHost()
+    host.kernel = SoftwareKernel(machine)
+    return host
+
+
+def test_a_pf_takes_the_token_it_is_opened_with_and_one_set_later() -> None:
+    host = sriov_host(virtual=False)
+    _container, group = host.ready(PHYSICAL)
+    fd = host.device_fd(group, f"{PHYSICAL} vf_token={TOKEN.upper()}")
+    owner = host.kernel.vfio_device(host.kernel.device(PHYSICAL))
+    assert owner is not None
+    assert owner.token == TOKEN
+    payload = bytes(range(16))
+    buffer = abi.vfio_device_feature(argsz=24, flags=SET).pack() + payload
+    assert host.kernel.ioctl(fd, abi.VFIO_DEVICE_FEATURE, buffer) == 0
+    assert owner.token == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+
+def test_a_vf_needs_no_token_while_its_pf_is_on_a_host_driver() -> None:
+    host = sriov_host(virtual=True)
+    _container, group = host.ready(VIRTUAL)
+    with refuses(errno.EINVAL):
+        host.device_fd(group, f"{VIRTUAL} vf_token={TOKEN}")
+    assert host.device_fd(group, str(VIRTUAL)) > 0
+    with refuses(errno.EBUSY):
+        host.bind(PHYSICAL)
+
+
+def test_a_vf_of_a_pf_on_vfio_needs_the_same_token() -> None:
+    host = sriov_host(virtual=True)
+    _container, group = host.ready(VIRTUAL)
+    made = host.kernel.vfio_device(host.kernel.device(VIRTUAL))
+    assert made is not None
+    physical = VfioPciDevice(host.kernel.device(PHYSICAL), host.kernel)
+    physical.token = TOKEN
+    physical.virtual_users = lambda: made.open_count
+    host.kernel.vfio.devices[PHYSICAL] = physical
+    with refuses(errno.EACCES):
+        host.device_fd(group, str(VIRTUAL))
+    with refuses(errno.EACCES):
+        host.device_fd(group, f"{VIRTUAL} vf_token={TOKEN.replace('0', '1')}")
+    host.device_fd(group, f"{VIRTUAL} vf_token={TOKEN}")
+    with refuses(errno.EACCES):  # the PF cannot change it under its open VFs
+        physical.check_token(TOKEN.replace("0", "1"))
+    with refuses(errno.EACCES):
+        physical.check_token(None)
+    physical.check_token(TOKEN)
 
 
 # --- ioeventfd ---

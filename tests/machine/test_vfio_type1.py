@@ -11,6 +11,8 @@ from kernel_host import EDU, NIC, PAGE, KernelHost, refuses
 
 from vfiokit.abi import vfio as abi
 from vfiokit.machine.kernel.iommu_driver import PAGE_SIZES
+from vfiokit.machine.kernel.vfs import File
+from vfiokit.pci.address import Bdf
 
 READ, WRITE = abi.VFIO_DMA_MAP_FLAG_READ, abi.VFIO_DMA_MAP_FLAG_WRITE
 VADDR = abi.VFIO_DMA_MAP_FLAG_VADDR
@@ -454,6 +456,40 @@ def test_info_that_is_too_short_tells_how_much_it_needs(space: Space, argsz: int
 def test_info_below_sixteen_bytes_is_einval(space: Space) -> None:
     with refuses(errno.EINVAL):
         space.info(15)
+
+
+# --- reserved regions ---
+
+RESERVED = b"""0x0000000010000000 0x0000000010ffffff direct
+0x0000000020000000 0x0000000020ffffff direct-relaxable
+0x0000000030000000 0x0000000030ffffff reserved
+0x00000000fee00000 0x00000000feefffff msi
+"""
+
+
+def reserve(host: KernelHost, bdf: Bdf) -> None:
+    path = f"/sys/kernel/iommu_groups/{host.group_number(bdf)}/reserved_regions"
+    host.kernel.files.add(path, File(RESERVED))
+
+
+def test_reserved_regions_cannot_be_mapped_unless_they_may_be_relaxed(space: Space) -> None:
+    reserve(space.host, NIC)
+    for iova in (0x1000_0000, 0x10FF_F000, 0x3000_0000):
+        with refuses(errno.EINVAL):
+            space.map(iova)
+    space.map(0x2000_0000)
+    space.map(0x1100_0000)
+
+
+def test_a_group_whose_reserved_region_is_mapped_cannot_join(space: Space) -> None:
+    space.map(0x1000_0000)
+    reserve(space.host, EDU)
+    space.host.bind(EDU)
+    other = space.host.open_group(EDU)
+    with refuses(errno.EINVAL):
+        space.host.set_container(other, space.fd)
+    space.unmap(0x1000_0000)
+    space.host.set_container(other, space.fd)
 
 
 # --- against a model ---

@@ -127,9 +127,8 @@ class VfioPciDevice:
                 raise failure(errno.EACCES, "wrong VF token")
         elif self.token is None and token is not None:
             raise failure(errno.EINVAL, "a VF token is for PFs and VFs")
-        elif self.token is not None and self.virtual_users():
-            if token != self.token:
-                raise failure(errno.EACCES, "VFs are in use: the token must be theirs")
+        elif self.token is not None and self.virtual_users() and token != self.token:
+            raise failure(errno.EACCES, "VFs are in use: the token must be theirs")
         elif token is not None:
             self.token = token
 

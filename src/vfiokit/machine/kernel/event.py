@@ -47,6 +47,10 @@ class Event:
         eventfd_read(self._fd)
         return True
 
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):
+            self.close()
+
     def close(self) -> None:
         """Let go of the eventfd. Idempotent."""
         if self._fd >= 0:

@@ -93,7 +93,7 @@ class PciDevice:
         self._resources = {resource.index: resource for resource in found}
         self.settle = settle
         self.neighbours = neighbours
-        self.power_state = D0
+        self.power_state = function.power_state
         self.enable_count = 0
         self.group: int | None = None
         """Number of its IOMMU group."""

@@ -160,9 +160,8 @@ class Regions:
                 steps.append((position, 0))
                 position += 1
                 continue
+            # The table is 8-byte aligned, so that no aligned access runs into it.
             room = end - position
-            if hidden and position < hidden.start:
-                room = min(room, hidden.start - position)
             width = next(w for w in (8, 4, 2, 1) if w <= room and not position % w)
             steps.append((position, width))
             position += width
