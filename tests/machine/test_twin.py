@@ -110,6 +110,7 @@ def test_ram_lies_above_every_captured_range(shared: Twin) -> None:
     assert shared.machine.memory.base > max(ends)
 
 
+@pytest.mark.slow
 def test_building_takes_at_most_half_a_second() -> None:
     tree = open_tree("demo")
     best = min(_seconds(tree) for _ in range(3))

@@ -26,9 +26,6 @@ IORESOURCE_MEM_64 = 0x0010_0000
 
 D0, D3HOT = 0, 3
 
-RESET_METHODS = ("device_specific", "acpi", "flr", "af_flr", "pm", "bus", "cxl_bus")
-"""Names of ``reset_method``, in the kernel's order of preference."""
-
 # Control registers that pci_save_state keeps, by capability: (relative offset, width).
 _SAVED_STANDARD = {
     regs.PCI_CAP_ID_EXP: ((regs.PCI_EXP_DEVCTL, 2), (regs.PCI_EXP_LNKCTL, 2), (0x28, 2), (0x30, 2)),

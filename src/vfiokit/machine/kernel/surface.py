@@ -353,7 +353,9 @@ class SoftwareKernel:
         driver = self.bus.drivers[name]
         if group is not None and not driver.managed_dma:
             group.users += 1
-        boot.add_link(self.files, f"{boot.DRIVERS}/{name}/{device.bdf}", self._places[device.bdf])
+        place = self._places[device.bdf]
+        boot.add_link(self.files, f"{boot.DRIVERS}/{name}/{device.bdf}", place)
+        boot.add_link(self.files, f"{place}/driver", f"{boot.DRIVERS}/{name}")
 
     # -- drivers ------------------------------------------------------------------------------
 

@@ -92,11 +92,6 @@ class Type1:
             self._domain.destroy()
             self._domain = None
 
-    @property
-    def mappings(self) -> DmaSet:
-        """What is mapped."""
-        return self._mappings
-
     # -- ioctls -------------------------------------------------------------------------------
 
     def ioctl(self, request: int, argument: Argument) -> int:
