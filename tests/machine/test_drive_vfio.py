@@ -112,9 +112,9 @@ def test_unmapped_buffer_is_out_of_the_device_s_reach() -> None:
 def test_shared_container_shows_one_buffer_to_both_of_its_users(rig) -> None:
     rig.device.close()
     with Container.open(rig.kernel) as space:
-        with open_device(rig.kernel, BDF, container=space) as first:
+        with open_device(rig.kernel, BDF, address_space=space) as first:
             buffer = first.address_space.allocate(4096)
-            with open_device(rig.kernel, BDF, container=space) as second:
+            with open_device(rig.kernel, BDF, address_space=space) as second:
                 assert second.address_space is space
             assert space.mappings == {buffer.iova: 4096}
         assert buffer.closed
@@ -203,8 +203,8 @@ def test_two_devices_of_one_group_share_a_container() -> None:
     kernel = two_functions({FIRST: 4, SECOND: 4})
     with (
         Container.open(kernel) as space,
-        open_device(kernel, FIRST, container=space) as first,
-        open_device(kernel, SECOND, container=space) as second,
+        open_device(kernel, FIRST, address_space=space) as first,
+        open_device(kernel, SECOND, address_space=space) as second,
         NvmeController(first) as one,
         NvmeController(second) as other,
         space.allocate(4096) as buffer,
@@ -219,7 +219,7 @@ def test_hot_reset_takes_the_whole_bus_when_all_of_it_is_owned() -> None:
     kernel = two_functions({FIRST: 4, SECOND: 5})
     with (
         Container.open(kernel) as space,
-        open_device(kernel, FIRST, container=space) as first,
+        open_device(kernel, FIRST, address_space=space) as first,
     ):
         assert set(first.hot_reset_affects()) == {
             AffectedFunction(FIRST, 4),
@@ -228,7 +228,7 @@ def test_hot_reset_takes_the_whole_bus_when_all_of_it_is_owned() -> None:
         with pytest.raises(KernelError, match=str(SECOND)) as caught:
             first.hot_reset()
         assert caught.value.errno == errno.EINVAL
-        with open_device(kernel, SECOND, container=space) as second:
+        with open_device(kernel, SECOND, address_space=space) as second:
             second.region(0).write32(0x24, 0x00010001)
             first.hot_reset()
             assert second.region(0).read32(0x24) == 0

@@ -76,7 +76,7 @@ def test_unknown_function_is_not_found(host: FakeHost) -> None:
 
 def test_shared_container_survives_its_device(host: FakeHost) -> None:
     with Container.open(host) as space:
-        with open_device(host, BDF, container=space) as device:
+        with open_device(host, BDF, address_space=space) as device:
             assert device.address_space is space
         assert "container" in host.open_fds.values()
         assert "group" not in host.open_fds.values()

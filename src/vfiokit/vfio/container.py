@@ -1,6 +1,7 @@
-"""The type1 container: an address space shared by the groups attached to it.
+"""The container: an address space shared by the groups attached to it, or none without an IOMMU.
 
-Source: Linux ``drivers/vfio/container.c`` (states), ``vfio_iommu_type1.c`` (map and unmap).
+Source: Linux ``drivers/vfio/container.c`` (states, no-IOMMU), ``vfio_iommu_type1.c`` (map, unmap,
+dirty pages).
 """
 
 from __future__ import annotations
@@ -9,28 +10,27 @@ import errno
 import warnings
 from enum import IntEnum
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from vfiokit.abi import vfio as abi
-from vfiokit.errors import IovaConflictError, KernelError, UsageError
+from vfiokit.errors import KernelError, UsageError
 from vfiokit.kernel.port import Kernel
 from vfiokit.vfio.address_space import IovaRange
+from vfiokit.vfio.dirty import DirtyBitmap, read_bitmap
 from vfiokit.vfio.failure import kernel_error, request
 from vfiokit.vfio.group import Group
-from vfiokit.vfio.info import chain, query
-from vfiokit.vfio.iova import IovaAllocator
-from vfiokit.vfio.memory import DmaBuffer
+from vfiokit.vfio.info import query
+from vfiokit.vfio.mapping import MappedSpace
+from vfiokit.vfio.type1_info import IommuInfo, decode_info
 
 _NODE = "/dev/vfio/vfio"
-_PERMISSIONS = {
-    (True, True): abi.VFIO_DMA_MAP_FLAG_READ | abi.VFIO_DMA_MAP_FLAG_WRITE,
-    (True, False): abi.VFIO_DMA_MAP_FLAG_READ,
-    (False, True): abi.VFIO_DMA_MAP_FLAG_WRITE,
+_OPEN_HINTS = {
+    errno.ENOENT: "load the vfio module; kernels without CONFIG_VFIO_GROUP have no containers",
+    errno.EACCES: f"run with privilege, or give your user the node {_NODE}",
 }
 # Kernels without the range capability: 39 bits is the narrowest IOMMU in use, and the x86 MSI
 # window can never be mapped.
 _DEFAULT_RANGES = (IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, (1 << 39) - 1))
-_HUGE_PAGES = (1 << 30, 1 << 21)
 
 
 class IommuType(IntEnum):
@@ -38,89 +38,41 @@ class IommuType(IntEnum):
 
     TYPE1 = abi.VFIO_TYPE1_IOMMU
     TYPE1V2 = abi.VFIO_TYPE1v2_IOMMU
+    NOIOMMU = abi.VFIO_NOIOMMU_IOMMU
+    """Nothing translates and nothing can be mapped; for groups without an IOMMU only."""
 
 
-class DirtyTracking(NamedTuple):
-    """The MIGRATION capability."""
-
-    page_sizes: int
-    """Bitmap of the page sizes a dirty bitmap may have."""
-    max_bitmap_size: int
-    """Bytes."""
-
-
-class IommuInfo(NamedTuple):
-    """Answer of ``VFIO_IOMMU_GET_INFO``, decoded."""
-
-    page_sizes: int
-    """Bitmap: bit n set means mappings of 2**n bytes."""
-    iova_ranges: tuple[IovaRange, ...]
-    """Empty when the kernel does not say."""
-    dma_avail: int | None
-    """How many more mappings fit; ``None`` when the kernel does not say."""
-    dirty_tracking: DirtyTracking | None
-
-
-def decode_info(info: abi.vfio_iommu_type1_info, buffer: bytearray) -> IommuInfo:
-    """Read the struct and its capability chain."""
-    ranges: tuple[IovaRange, ...] = ()
-    avail: int | None = None
-    dirty: DirtyTracking | None = None
-    start = info.cap_offset if info.flags & abi.VFIO_IOMMU_INFO_CAPS else 0
-    for capability in chain(buffer, start):
-        offset = capability.offset
-        if capability.id == abi.VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
-            kind = abi.vfio_iommu_type1_info_cap_iova_range
-            count = kind.unpack_from(buffer, offset).nr_iovas
-            entries = (
-                abi.vfio_iova_range.unpack_from(
-                    buffer, offset + kind.SIZE + index * abi.vfio_iova_range.SIZE
-                )
-                for index in range(count)
-            )
-            ranges = tuple(IovaRange(entry.start, entry.end) for entry in entries)
-        elif capability.id == abi.VFIO_IOMMU_TYPE1_INFO_CAP_MIGRATION:
-            found = abi.vfio_iommu_type1_info_cap_migration.unpack_from(buffer, offset)
-            dirty = DirtyTracking(found.pgsize_bitmap, found.max_dirty_bitmap_size)
-        elif capability.id == abi.VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:
-            avail = abi.vfio_iommu_type1_info_dma_avail.unpack_from(buffer, offset).avail
-    sizes = info.iova_pgsizes if info.flags & abi.VFIO_IOMMU_INFO_PGSIZES else 4096
-    return IommuInfo(sizes, ranges, avail, dirty)
-
-
-class Container:
+class Container(MappedSpace):
     """An open ``/dev/vfio/vfio`` with its groups, its mappings and the DMA memory made for it.
 
-    Implements :class:`~vfiokit.vfio.address_space.AddressSpace` once a group is attached.
+    Implements :class:`~vfiokit.vfio.address_space.AddressSpace` once a group is attached. With a
+    no-IOMMU group it is no address space: ``map`` and ``allocate`` raise :class:`KernelError`,
+    because the device would reach physical memory, and all of it.
     """
 
     def __init__(self, kernel: Kernel, fd: int, iommu_type: IommuType | None = None) -> None:
-        self._kernel = kernel
+        super().__init__(kernel)
         self.fd = fd
         """The descriptor; -1 once closed."""
         self.iommu_type = iommu_type
         """Type asked for, or found when the first group came; ``None`` before."""
         self._groups: dict[int, tuple[Group, int]] = {}
-        self._mappings: dict[int, int] = {}
-        self._unreserved: set[int] = set()
-        self._buffers: dict[int, DmaBuffer] = {}
         self._info: IommuInfo | None = None
-        self._allocator: IovaAllocator | None = None
-        self._page_size = kernel.page_size
-        self._sized = False
 
     @classmethod
     def open(cls, kernel: Kernel, iommu_type: IommuType | int | None = None) -> Container:
         """Open ``/dev/vfio/vfio`` and check its API version.
 
-        ``iommu_type`` ``None`` takes type1v2 where the kernel has it. Raises
-        :class:`KernelError`; ENOENT when the ``vfio`` module is not loaded.
+        ``iommu_type`` ``None`` takes type1v2 where the kernel has it, and no-IOMMU when the
+        first group has none. Raises :class:`KernelError`; ENOENT when the ``vfio`` module is not
+        loaded.
         """
         wanted = None if iommu_type is None else IommuType(iommu_type)
         try:
             fd = kernel.open(_NODE)
         except OSError as error:
-            raise kernel_error("open", _NODE, error) from error
+            hint = _OPEN_HINTS.get(error.errno or 0, "")
+            raise kernel_error("open", _NODE, error, hint=hint) from error
         container = cls(kernel, fd, wanted)
         try:
             version = request(kernel, fd, "VFIO_GET_API_VERSION", 0, container)
@@ -185,7 +137,7 @@ class Container:
             group.require_viable()
             group.set_container(self.fd)
             if not self._groups:
-                self._set_iommu()
+                self._set_iommu(group)
             self._groups[number] = (group, 1)
             self._refresh()
         except BaseException:
@@ -214,11 +166,15 @@ class Container:
             self._drop_mappings()
             self._info = self._allocator = None
 
-    def _set_iommu(self) -> None:
-        kinds = [self.iommu_type] if self.iommu_type else [IommuType.TYPE1V2, IommuType.TYPE1]
+    def _set_iommu(self, group: Group) -> None:
+        if self.iommu_type:
+            kinds = [self.iommu_type]
+        elif group.noiommu:
+            kinds = [IommuType.NOIOMMU]
+        else:
+            kinds = [IommuType.TYPE1V2, IommuType.TYPE1]
         for kind in kinds:
             if self.check_extension(kind):
-                self.iommu_type = kind
                 break
         else:
             raise KernelError(
@@ -229,19 +185,16 @@ class Container:
                 hint="load the vfio_iommu_type1 module",
             )
         request(self._kernel, self.fd, "VFIO_SET_IOMMU", int(kind), self, kind.name)
+        self.iommu_type = kind
 
     def _refresh(self) -> None:
         """Learn ranges and page sizes anew: every attached group may narrow them."""
+        if self.iommu_type == IommuType.NOIOMMU:
+            return
         self._info = info = self._query()
         # 64 KiB-page kernels report what the IOMMU has, whatever the CPU's page is.
-        self._page_size = info.page_sizes & -info.page_sizes or self._kernel.page_size
-        self._allocator = IovaAllocator(info.iova_ranges or _DEFAULT_RANGES, self._page_size)
-        self._unreserved.clear()
-        for iova, length in self._mappings.items():
-            if self._allocator.is_free(iova, length):
-                self._allocator.reserve(iova, length)
-            else:
-                self._unreserved.add(iova)
+        page_size = info.page_sizes & -info.page_sizes or self._kernel.page_size
+        self._renew_allocator(info.iova_ranges or _DEFAULT_RANGES, page_size)
 
     def _query(self) -> IommuInfo:
         blank = abi.vfio_iommu_type1_info()
@@ -252,122 +205,32 @@ class Container:
     @property
     def info(self) -> IommuInfo:
         """What the kernel says about the IOMMU, asked afresh."""
-        self._require_group()
+        self._require_usable()
         return self._query()
 
     @property
-    def page_size(self) -> int:
-        """Smallest mapping in bytes."""
-        return self._page_size
-
-    @property
     def iova_ranges(self) -> tuple[IovaRange, ...]:
-        """Ranges that can be mapped; a cautious guess where the kernel does not say."""
+        """Ranges that can be mapped; a cautious guess where the kernel does not say.
+
+        None at all without an IOMMU.
+        """
         self._require_group()
-        assert self._info is not None
+        if self._info is None:
+            return ()
         return self._info.iova_ranges or _DEFAULT_RANGES
 
-    @property
-    def mappings(self) -> dict[int, int]:
-        """Length of every mapping by IOVA, a copy."""
-        return dict(self._mappings)
-
-    def allocate(
-        self,
-        length: int,
-        *,
-        iova: int | None = None,
-        max_iova: int | None = None,
-        alignment: int = 0,
-        read: bool = True,
-        write: bool = True,
-        huge_page_size: int = 0,
-    ) -> DmaBuffer:
-        """Zeroed memory of at least ``length`` bytes, mapped for the device.
-
-        See :meth:`AddressSpace.allocate`. Raises :class:`KernelError` (ENOMEM beyond
-        RLIMIT_MEMLOCK, ENOSPC without free IOVA), :class:`IovaConflictError`,
-        :class:`UsageError`. The container's end closes buffers that are still open.
-        """
-        if length <= 0:
-            raise UsageError(f"cannot allocate {length} bytes of DMA memory")
-        self._require_group()
-        granule = max(self.page_size, self._kernel.page_size, huge_page_size)
-        padded = -(-length // granule) * granule
-        try:
-            memory = self._kernel.allocate(padded, huge_page_size=huge_page_size)
-        except OSError as error:
-            raise kernel_error("allocate", f"{padded:#x} bytes", error) from error
-        try:
-            chosen = self.map(
-                memory.vaddr,
-                memory.length,
-                iova=iova,
-                max_iova=max_iova,
-                alignment=alignment,
-                read=read,
-                write=write,
-            )
-        except BaseException:
-            memory.close()
-            raise
-        buffer = DmaBuffer(memory, chosen, self.unmap)
-        self._buffers[chosen] = buffer
-        return buffer
-
-    def map(
-        self,
-        vaddr: int,
-        length: int,
-        *,
-        iova: int | None = None,
-        max_iova: int | None = None,
-        alignment: int = 0,
-        read: bool = True,
-        write: bool = True,
-    ) -> int:
-        """``VFIO_IOMMU_MAP_DMA``; returns the IOVA. See :meth:`AddressSpace.map`.
-
-        Large mappings are aligned so that the IOMMU can use its large pages.
-        """
-        flags = _PERMISSIONS.get((read, write))
-        if flags is None:
-            raise UsageError("a mapping that the device may neither read nor write is useless")
-        self._require_group()
-        assert self._allocator is not None
-        allocator = self._allocator
-        if iova is None:
-            alignment = alignment or next((size for size in _HUGE_PAGES if length >= size), 0)
-            chosen = allocator.allocate(length, alignment, max_iova)
-            reserved = True
-        else:
-            if max_iova is not None and iova + length - 1 > max_iova:
-                raise UsageError(f"IOVA {iova:#x} and {length:#x} bytes exceed {max_iova:#x}")
-            chosen = iova
-            # The kernel is the judge of a fixed address; the allocator only keeps step.
-            aligned = not (iova % self.page_size or length % self.page_size) and length > 0
-            reserved = aligned and allocator.is_free(iova, length)
-            if reserved:
-                allocator.reserve(iova, length)
+    def _ask_map(self, vaddr: int, length: int, iova: int | None, read: bool, write: bool) -> int:
+        assert iova is not None
         argument = abi.vfio_iommu_type1_dma_map(
             argsz=abi.vfio_iommu_type1_dma_map.SIZE,
-            flags=flags,
+            flags=(abi.VFIO_DMA_MAP_FLAG_READ if read else 0)
+            | (abi.VFIO_DMA_MAP_FLAG_WRITE if write else 0),
             vaddr=vaddr,
-            iova=chosen,
+            iova=iova,
             size=length,
         )
-        try:
-            request(self._kernel, self.fd, "VFIO_IOMMU_MAP_DMA", argument, self)
-        except KernelError as error:
-            if reserved:
-                allocator.free(chosen, length)
-            if isinstance(error, IovaConflictError):
-                raise self._name_conflict(error, chosen, length) from error.__cause__
-            raise
-        self._mappings[chosen] = length
-        if not reserved:
-            self._unreserved.add(chosen)
-        return chosen
+        request(self._kernel, self.fd, "VFIO_IOMMU_MAP_DMA", argument, self)
+        return iova
 
     def unmap(self, iova: int, length: int) -> None:
         """``VFIO_IOMMU_UNMAP_DMA`` of everything mapped in ``[iova, iova + length)``.
@@ -375,12 +238,14 @@ class Container:
         Raises :class:`KernelError`: EINVAL for a part of a type1v2 mapping, ENOENT when nothing
         is mapped there (the kernel calls that success, and unmaps 0 bytes).
         """
-        argument = abi.vfio_iommu_type1_dma_unmap(
-            argsz=abi.vfio_iommu_type1_dma_unmap.SIZE, iova=iova, size=length
-        )
-        buffer = argument.pack()
+        self._ask_unmap(iova, length)
+
+    def _ask_unmap(self, iova: int, length: int, flags: int = 0, tail: bytes = b"") -> None:
+        head = abi.vfio_iommu_type1_dma_unmap
+        argument = head(argsz=head.SIZE + len(tail), flags=flags, iova=iova, size=length)
+        buffer = argument.pack() + tail
         request(self._kernel, self.fd, "VFIO_IOMMU_UNMAP_DMA", buffer, self, argument)
-        unmapped = abi.vfio_iommu_type1_dma_unmap.unpack_from(buffer).size
+        unmapped = head.unpack_from(buffer).size
         if not unmapped:
             raise KernelError(
                 "VFIO_IOMMU_UNMAP_DMA", str(self), errno.ENOENT, detail=f"nothing at {iova:#x}"
@@ -409,6 +274,55 @@ class Container:
             for start, length in list(self._mappings.items()):
                 self.unmap(start, length)
 
+    # -- dirty pages --------------------------------------------------------------------------
+
+    def start_dirty_tracking(self) -> None:
+        """``VFIO_IOMMU_DIRTY_PAGES``: note from now on which pages devices may have written.
+
+        Where a group's driver pins nothing by itself, as vfio-pci, the kernel knows no better
+        than that every mapped page is dirty. Raises :class:`KernelError` (EACCES for type1 of
+        version 1, ENOTTY where iommufd stands in for the container).
+        """
+        self._ask_dirty(abi.VFIO_IOMMU_DIRTY_PAGES_FLAG_START)
+
+    def stop_dirty_tracking(self) -> None:
+        """Stop it."""
+        self._ask_dirty(abi.VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP)
+
+    def dirty_bitmap(self, iova: int, length: int) -> DirtyBitmap:
+        """The pages of ``[iova, iova + length)`` dirty since tracking began or the last call.
+
+        Pages that are pinned stay dirty in every answer. Raises :class:`KernelError` EINVAL
+        unless tracking is on and the range cuts no mapping.
+        """
+
+        def ask(vaddr: int, size: int) -> None:
+            wanted = abi.vfio_iommu_type1_dirty_bitmap_get(
+                iova=iova, size=length, pgsize=self.page_size, bitmap_size=size, data=vaddr
+            )
+            self._ask_dirty(abi.VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, bytes(wanted.pack()))
+
+        return read_bitmap(self._kernel, iova, length, self.page_size, ask)
+
+    def unmap_dirty(self, iova: int, length: int) -> DirtyBitmap:
+        """:meth:`unmap`, and which of the pages were dirty; tracking must be on (EINVAL)."""
+
+        def ask(vaddr: int, size: int) -> None:
+            wanted = abi.vfio_bitmap(pgsize=self.page_size, size=size, data=vaddr)
+            flag = abi.VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP
+            self._ask_unmap(iova, length, flag, bytes(wanted.pack()))
+
+        return read_bitmap(self._kernel, iova, length, self.page_size, ask)
+
+    def _ask_dirty(self, flag: int, tail: bytes = b"") -> None:
+        self._require_usable()
+        head = abi.vfio_iommu_type1_dirty_bitmap
+        argument = head(argsz=head.SIZE + len(tail), flags=flag)
+        buffer = argument.pack() + tail
+        request(self._kernel, self.fd, "VFIO_IOMMU_DIRTY_PAGES", buffer, self, argument)
+
+    # -- end ----------------------------------------------------------------------------------
+
     def close(self) -> None:
         """Close groups and container; mappings end with them. Idempotent.
 
@@ -433,37 +347,13 @@ class Container:
                 hint="attach a group first",
             )
 
-    def _forget(self, iova: int) -> None:
-        length = self._mappings.pop(iova)
-        if iova in self._unreserved:
-            self._unreserved.discard(iova)
-        elif self._allocator is not None:
-            self._allocator.free(iova, length)
-        buffer = self._buffers.pop(iova, None)
-        if buffer is not None:
-            buffer.forget_mapping()
-
-    def _drop_mappings(self) -> None:
-        """The kernel took all mappings away: note it and free what nobody holds."""
-        buffers = list(self._buffers.values())
-        self._mappings.clear()
-        self._unreserved.clear()
-        self._buffers.clear()
-        for buffer in buffers:
-            buffer.forget_mapping()
-            try:
-                buffer.close()
-            except BufferError:
-                continue
-
-    def _name_conflict(self, error: IovaConflictError, iova: int, length: int) -> IovaConflictError:
-        end = iova + length
-        listed = ", ".join(
-            f"[{start:#x}, {start + size - 1:#x}]"
-            for start, size in sorted(self._mappings.items())
-            if start < end and start + size > iova
-        )
-        detail = f"{error.detail}; overlaps {listed or 'a mapping of another user'}"
-        return IovaConflictError(
-            error.operation, error.subject, errno.EEXIST, detail=detail, hint=error.hint
-        )
+    def _require_usable(self) -> None:
+        self._require_group()
+        if self.iommu_type == IommuType.NOIOMMU:
+            raise KernelError(
+                "VFIO_IOMMU_MAP_DMA",
+                str(self),
+                errno.ENOTTY,
+                detail="there is no IOMMU between the device and memory, so nothing can be mapped",
+                hint="registers and interrupts work; for DMA give the machine an IOMMU",
+            )

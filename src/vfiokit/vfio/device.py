@@ -12,14 +12,11 @@ from typing import Self
 
 from vfiokit.abi import vfio as abi
 from vfiokit.errors import UsageError
-from vfiokit.kernel.port import Kernel, Mapping
-from vfiokit.pci.address import Bdf
+from vfiokit.kernel.port import Mapping
 from vfiokit.vfio.address_space import AddressSpace
-from vfiokit.vfio.backend import Backend, GroupBackend
-from vfiokit.vfio.container import Container, IommuType
+from vfiokit.vfio.backend import Backend
 from vfiokit.vfio.failure import request
 from vfiokit.vfio.feature import Features
-from vfiokit.vfio.group import group_number
 from vfiokit.vfio.hot_reset import AffectedFunction, affected_functions, hot_reset
 from vfiokit.vfio.info import query
 from vfiokit.vfio.irq import IrqIndex
@@ -28,34 +25,6 @@ from vfiokit.vfio.region import ConfigRegion, Region
 _COMMAND = 0x04
 _COMMAND_MEMORY = 0x0002
 _COMMAND_MASTER = 0x0004
-
-
-def open_device(
-    kernel: Kernel,
-    bdf: Bdf | str,
-    *,
-    iommu_type: IommuType | int | None = None,
-    container: Container | None = None,
-) -> Device:
-    """Open the function at ``bdf`` through its IOMMU group; use the result in a ``with`` block.
-
-    Opens a container of its own, of ``iommu_type`` or the best there is, unless ``container``
-    shares one with other devices (needed for a second device of the same group). Raises
-    :class:`DeviceNotFoundError`, :class:`GroupNotViableError`, :class:`DeviceBusyError` and
-    :class:`KernelError`; nothing stays open then.
-    """
-    address = Bdf.parse(bdf) if isinstance(bdf, str) else bdf
-    if container is not None and iommu_type not in (None, container.iommu_type):
-        raise UsageError("the container given has its type already; leave iommu_type out")
-    number = group_number(kernel.tree, address)
-    backend = GroupBackend.open(
-        kernel, str(address), number, iommu_type=iommu_type, container=container
-    )
-    try:
-        return Device(backend, str(address))
-    except BaseException:
-        backend.close()
-        raise
 
 
 class Device:

@@ -17,6 +17,7 @@ from vfiokit.vfio.failure import kernel_error, request
 
 _DEVICES = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
+_NOIOMMU_NAME = "vfio-noiommu"
 _HARMLESS_DRIVERS = frozenset({"pcieport", "pci-stub"})
 """Drivers with ``driver_managed_dma``: they leave the DMA of the group to its owner."""
 
@@ -67,14 +68,24 @@ def blockers(members: dict[str, str | None]) -> dict[str, str]:
     }
 
 
-class Group:
-    """An open IOMMU group: ``/dev/vfio/<number>``."""
+def is_noiommu(tree: Tree, number: int) -> bool:
+    """Whether VFIO made up this group for a device without IOMMU."""
+    try:
+        return tree.read(f"{_GROUPS}/{number}/name").decode().strip() == _NOIOMMU_NAME
+    except OSError:
+        return False
 
-    def __init__(self, kernel: Kernel, fd: int, number: int) -> None:
+
+class Group:
+    """An open IOMMU group: ``/dev/vfio/<number>``, or ``/dev/vfio/noiommu-<number>``."""
+
+    def __init__(self, kernel: Kernel, fd: int, number: int, *, noiommu: bool = False) -> None:
         self._kernel = kernel
         self.fd = fd
         """The descriptor; -1 once closed."""
         self.number = number
+        self.noiommu = noiommu
+        """Whether nothing stands between the device and physical memory."""
 
     @classmethod
     def open(cls, kernel: Kernel, number: int) -> Group:
@@ -83,12 +94,13 @@ class Group:
         Raises :class:`KernelError`: ENOENT when no member is bound to a VFIO driver, EACCES
         without permission; :class:`DeviceBusyError` when the group is open already.
         """
-        path = f"/dev/vfio/{number}"
+        noiommu = is_noiommu(kernel.tree, number)
+        path = f"/dev/vfio/{'noiommu-' if noiommu else ''}{number}"
         try:
             fd = kernel.open(path)
         except OSError as error:
             raise kernel_error("open", path, error) from error
-        return cls(kernel, fd, number)
+        return cls(kernel, fd, number, noiommu=noiommu)
 
     def __repr__(self) -> str:
         return f"<Group {self.number}{'' if self.fd >= 0 else ' closed'}>"

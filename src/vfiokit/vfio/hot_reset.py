@@ -19,6 +19,7 @@ from vfiokit.vfio.failure import request
 
 _INFO = "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO"
 _RESET = "VFIO_DEVICE_PCI_HOT_RESET"
+_NOT_OWNED = abi.VFIO_PCI_DEVID_NOT_OWNED & 0xFFFF_FFFF
 
 
 class AffectedFunction(NamedTuple):
@@ -26,7 +27,9 @@ class AffectedFunction(NamedTuple):
 
     bdf: Bdf
     group: int | None
-    """Its IOMMU group; ``None`` where the kernel answers with iommufd ids."""
+    """Its IOMMU group; ``None`` where the kernel answers with numbers of an iommufd."""
+    owned: bool | None = None
+    """Whether this process' iommufd owns it; ``None`` where the kernel answers with groups."""
 
 
 def affected_functions(kernel: Kernel, fd: int, subject: str) -> tuple[AffectedFunction, ...]:
@@ -48,14 +51,15 @@ def affected_functions(kernel: Kernel, fd: int, subject: str) -> tuple[AffectedF
             count = head.unpack_from(buffer).count
             continue
         info = head.unpack_from(buffer)
-        named = not info.flags & abi.VFIO_PCI_HOT_RESET_FLAG_DEV_ID
+        numbered = bool(info.flags & abi.VFIO_PCI_HOT_RESET_FLAG_DEV_ID)
         found = (
             entry.unpack_from(buffer, head.SIZE + index * entry.SIZE) for index in range(info.count)
         )
         return tuple(
             AffectedFunction(
                 Bdf.of(one.segment, one.bus, one.devfn >> 3, one.devfn & 7),
-                one.group_id if named else None,
+                None if numbered else one.group_id,
+                one.group_id != _NOT_OWNED if numbered else None,
             )
             for one in found
         )
@@ -65,20 +69,22 @@ def affected_functions(kernel: Kernel, fd: int, subject: str) -> tuple[AffectedF
 def hot_reset(kernel: Kernel, fd: int, group_fds: Mapping[int, int], subject: str) -> None:
     """Reset bus or slot; ``group_fds`` are the groups that we own, by number.
 
-    Raises :class:`KernelError` EINVAL, naming the functions, when one of another group would be
-    reset along.
+    There are none for a device opened by its own node. Raises :class:`KernelError` EINVAL,
+    naming the functions, when one that is not owned here would be reset along.
     """
     affected = affected_functions(kernel, fd, subject)
     strangers = [
-        one.bdf for one in affected if one.group is not None and one.group not in group_fds
+        one.bdf
+        for one in affected
+        if (one.owned is False) or (one.group is not None and one.group not in group_fds)
     ]
     if strangers:
         raise KernelError(
             _RESET,
             subject,
             errno.EINVAL,
-            detail=f"it would reset {', '.join(map(str, strangers))}, of groups not owned here",
-            hint="attach their groups to the same container",
+            detail=f"it would reset {', '.join(map(str, strangers))}, not owned here",
+            hint="bind these functions to vfio-pci and open them in the same address space",
         )
     # The kernel takes the groups that are affected, and no others.
     groups = sorted({one.group for one in affected if one.group is not None})
@@ -86,4 +92,5 @@ def hot_reset(kernel: Kernel, fd: int, group_fds: Mapping[int, int], subject: st
     size = head.SIZE + 4 * len(groups)
     buffer = head(argsz=size, count=len(groups)).pack()
     buffer += struct.pack(f"<{len(groups)}i", *(group_fds[group] for group in groups))
-    request(kernel, fd, _RESET, buffer, subject, f"groups {', '.join(map(str, groups))}")
+    named = ", ".join(map(str, groups))
+    request(kernel, fd, _RESET, buffer, subject, f"groups {named}" if groups else "")

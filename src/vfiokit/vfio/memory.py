@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from vfiokit.errors import UsageError
-from vfiokit.kernel.port import Memory
+from vfiokit.kernel.port import Kernel, Memory
+
+
+@contextmanager
+def argument_memory(kernel: Kernel, content: bytes = b"", size: int = 0) -> Iterator[Memory]:
+    """Memory that a request points to: ``content``, then zeros up to ``size`` bytes or more.
+
+    Made through the seam, so that every backend resolves its ``vaddr``.
+    """
+    memory = kernel.allocate(max(len(content), size, 1))
+    try:
+        memory.view[: len(content)] = content
+        yield memory
+    finally:
+        memory.close()
 
 
 class DmaBuffer:
