@@ -4,7 +4,8 @@ What QEMU cannot express is an error, never something else built silently:
 
 * ACS of a switch port: ``xio3130-downstream`` has none, so a port with ACS is a ``pcie-root-port``
   below the switch's upstream port, which Linux takes for what it is meant to be;
-* the link speed and width of a switch port without ACS;
+* the link speed and width of a port without ACS (of a switch port: in every version; of a root
+  port: where the model with ACS cannot lose it and ``ioh3420`` takes its place);
 * endpoints and conventional bridges directly below a further host bridge: ``pxb-pcie`` takes
   root ports only;
 * vendor and device ids: models have the ids they have.
@@ -63,6 +64,11 @@ def build(blueprint: Blueprint, qemu: Features, folder: str) -> Hardware:
     return _Builder(qemu, folder).build(blueprint)
 
 
+def qemu_id(name: str) -> str:
+    """QEMU's id for a node; the prefix keeps it apart from names that QEMU gives its own parts."""
+    return f"dev-{name}"
+
+
 class _Builder:
     def __init__(self, qemu: Features, folder: str) -> None:
         self._qemu = qemu
@@ -80,7 +86,7 @@ class _Builder:
         for bridge in others:
             self._expander(bridge, next(free))
         for bridge in blueprint.host_bridges:
-            bus = "pcie.0" if bridge is first else bridge.name
+            bus = "pcie.0" if bridge is first else qemu_id(bridge.name)
             for number, item in device_numbers(bridge):
                 self._device(item, bus, number)
         return Hardware(tuple(self._arguments), tuple(self._disks))
@@ -88,7 +94,7 @@ class _Builder:
     def _add(self, model: str, node: Node, bus: str, address: str, *properties: str) -> None:
         self._qemu.require(model, node.name)
         self._refuse_ids(node)
-        words = [model, f"id={node.name}", f"bus={bus}", f"addr={address}", *properties]
+        words = [model, f"id={qemu_id(node.name)}", f"bus={bus}", f"addr={address}", *properties]
         self._arguments += ["-device", ",".join(words)]
 
     def _refuse_ids(self, node: Node) -> None:
@@ -135,19 +141,25 @@ class _Builder:
         self, port: RootPort | DownstreamPort, bus: str, address: str, *shared: str
     ) -> None:
         properties = [*self._chassis_and_slot(), *shared]
+        model = "pcie-root-port"
         if not port.acs:
-            if not self._qemu.has_property("pcie-root-port", "disable-acs"):
-                raise UnsupportedError(
-                    f"{port.name}: the root ports of QEMU {self._qemu.version} always have ACS"
-                )
-            properties.append("disable-acs=on")
+            if self._qemu.has_property(model, "disable-acs"):
+                properties.append("disable-acs=on")
+            else:
+                model = "ioh3420"
+        if (port.speed or port.width) and not self._qemu.has_property(model, "x-speed"):
+            raise UnsupportedError(
+                f"{port.name}: ports without ACS have one speed and width in QEMU "
+                f"{self._qemu.version}",
+                hint="leave speed= and width= out, or give the port acs",
+            )
         if port.speed:
             properties.append(f"x-speed={port.speed.replace('.', '_')}")
         if port.width:
             properties.append(f"x-width={port.width}")
-        self._add("pcie-root-port", port, bus, address, *properties)
+        self._add(model, port, bus, address, *properties)
         if port.child is not None:
-            self._device(port.child, port.name, 0)
+            self._device(port.child, qemu_id(port.name), 0)
 
     def _chassis_and_slot(self) -> list[str]:
         self._chassis += 1
@@ -157,9 +169,10 @@ class _Builder:
 
     def _switch(self, switch: Switch, bus: str, address: str) -> None:
         self._add("x3130-upstream", switch, bus, address)
+        bus_below = qemu_id(switch.name)
         for number, port in enumerate(switch.ports):
             if port.acs:
-                self._root_port(port, switch.name, f"{number:02x}.0")
+                self._root_port(port, bus_below, f"{number:02x}.0")
                 continue
             if port.speed or port.width:
                 raise UnsupportedError(
@@ -167,9 +180,9 @@ class _Builder:
                     hint="leave speed= and width= out, or give the port acs",
                 )
             slot = self._chassis_and_slot()
-            self._add("xio3130-downstream", port, switch.name, f"{number:02x}.0", *slot)
+            self._add("xio3130-downstream", port, bus_below, f"{number:02x}.0", *slot)
             if port.child is not None:
-                self._device(port.child, port.name, 0)
+                self._device(port.child, qemu_id(port.name), 0)
 
     def _bridge(self, bridge: Bridge, bus: str, address: str) -> None:
         properties: list[str] = []
@@ -178,7 +191,7 @@ class _Builder:
             properties = [f"chassis_nr={self._chassis}"]
         self._add(str(bridge.kind), bridge, bus, address, *properties)
         for number, item in device_numbers(bridge):
-            self._device(item, bridge.name, number)
+            self._device(item, qemu_id(bridge.name), number)
 
     # -- endpoints ----------------------------------------------------------------------------
 
@@ -199,7 +212,7 @@ class _Builder:
         self._add(model, endpoint, bus, address, *extra, *shared)
         if endpoint.vfs:
             # A controller in a subsystem takes no drive of its own: its namespace is a device.
-            namespace = f"nvme-ns,bus={endpoint.name},drive={self._disk(endpoint)}"
+            namespace = f"nvme-ns,bus={qemu_id(endpoint.name)},drive={self._disk(endpoint)}"
             self._arguments += ["-device", namespace]
 
     def _nvme(self, endpoint: Endpoint) -> Iterator[str]:

@@ -1,0 +1,140 @@
+"""vfiokit itself on a real kernel: assignment, VFIO, drivers, and topologies as promised."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import vfio_scenarios as scenarios
+
+from vfiokit.lab import Lab, LabError, Scenario, UnsupportedError
+from vfiokit.lab.qemu import Qemu
+from vfiokit.pci.blueprint import Blueprint, DownstreamPort, Endpoint, Model, RootPort
+
+pytestmark = pytest.mark.slow
+
+MIB = 1 << 20
+IOMMUS = ["intel", "virtio", "amd", "intel-fsts"]
+
+
+@pytest.mark.parametrize("iommu", IOMMUS)
+def test_drivers_move_data_through_the_iommu(lab: Lab, iommu: str) -> None:
+    changed = lab.with_changes(iommu=iommu)
+    try:
+        changed.check()
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    edu, nvme, fault, errors = changed.run_batch(
+        [
+            scenarios.edu_dma_with_msi,
+            Scenario(scenarios.nvme_write_and_read, ("nvme0", 4 * MIB)),
+            scenarios.dma_to_unmapped_iova_is_refused,
+            scenarios.map_errors,
+        ]
+    )
+    moved = edu.require()
+    assert moved.pop("iova") < 1 << 28
+    assert moved == {
+        "alive": True,
+        "factorial": 3628800,
+        "interrupt": 4,
+        "msi": 1,
+        "came_back": "through an IOMMU",
+        "driver_afterwards": "",
+    }
+    stored = nvme.require()
+    assert (stored["same"], stored["witnessed"]) == (True, True)
+    assert stored["driver_afterwards"] == "nvme"
+    assert fault.require() == {"held": "original"}
+    mapped = errors.require()
+    assert (mapped["first"], mapped["twice"], mapped["unaligned"]) == (
+        0,
+        errno.EEXIST,
+        errno.EINVAL,
+    )
+    if iommu.startswith("intel"):
+        assert mapped["msi window"] == errno.EINVAL
+
+
+TOPOLOGIES = [
+    "rp0(sw acs(nvme:a cmb=16, nvme:b)), rp1(edu)",
+    "rp(sw(port(sw acs(edu, e1000e)), edu, port)), edu, rp noacs(edu)",
+    "slot(edu, pci-testdev membar=1), rp(slot(virtio-net, virtio-blk)), ivshmem size=4 at=10",
+    "rp(pcie-pci-bridge(edu, pci-bridge(edu, slot(edu, edu)))), pci-bridge(edu)",
+    "rp(edu), hb(rp(nvme), slot(rp(edu), rp)), hb bus=c0(rp(sw(edu)))",
+    "slot(rp(edu), rp noacs(edu), rp)",
+]
+
+VENDOR_AND_DEVICE = {
+    Model.EDU: ["0x1234", "0x11e8"],
+    Model.NVME: ["0x1b36", "0x0010"],
+    Model.IGB: ["0x8086", "0x10c9"],
+    Model.E1000E: ["0x8086", "0x10d3"],
+    Model.VIRTIO_NET: ["0x1af4", "0x1041"],
+    Model.VIRTIO_BLK: ["0x1af4", "0x1042"],
+    Model.PCI_TESTDEV: ["0x1b36", "0x0005"],
+    Model.IVSHMEM: ["0x1af4", "0x1110"],
+}
+
+
+@pytest.mark.parametrize("text", TOPOLOGIES)
+def test_every_function_is_where_its_blueprint_says(lab: Lab, text: str) -> None:
+    blueprint = Blueprint.parse(text)
+    ports = [node for node in blueprint.walk() if isinstance(node, RootPort | DownstreamPort)]
+    found, *acs = lab.with_changes(topology=blueprint).run_batch(
+        [
+            scenarios.addresses,
+            *(Scenario(scenarios.acs_capability, (port.name,)) for port in ports),
+        ]
+    )
+    where = found.require()
+    assert set(where) == set(blueprint.places())
+    for node in blueprint.walk():
+        if isinstance(node, Endpoint):
+            assert where[node.name] == VENDOR_AND_DEVICE[node.model], node.name
+        elif node.name in where:
+            assert where[node.name] != ["missing", "missing"], node.name
+    assert {port.name: outcome.require() for port, outcome in zip(ports, acs, strict=True)} == {
+        port.name: port.acs for port in ports
+    }
+
+
+def test_acs_decides_who_shares_a_group(lab: Lab) -> None:
+    with_acs, without = (
+        lab.with_changes(topology=f"rp0{flag}(slot(edu:a, edu:b))").run_python(scenarios.groups)
+        for flag in ("", " noacs")
+    )
+    assert with_acs["a"] == with_acs["b"] != with_acs["rp0"]
+    assert without["a"] == without["b"] == without["rp0"]
+
+
+def test_sr_iov_is_there_where_qemu_has_it(lab: Lab) -> None:
+    changed = lab.with_changes(topology="rp(nvme:drive vfs=3)")
+    assert changed.run_python(scenarios.total_vfs, "drive") == 3
+    changed = lab.with_changes(topology="rp(igb:nic)")
+    if Qemu.find().properties("igb") is None:
+        with pytest.raises(UnsupportedError, match=r"no device igb; it needs QEMU 8\.0"):
+            changed.run(["true"])
+    else:
+        assert changed.run_python(scenarios.total_vfs, "nic") == 7
+
+
+def test_no_iommu_is_what_the_kernel_calls_unsafe(lab: Lab) -> None:
+    answer = lab.with_changes(iommu="noiommu").run(
+        ["sh", "-c", "cat /sys/module/vfio/parameters/enable_unsafe_noiommu_mode"]
+    )
+    assert answer.text == "Y\n"
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("rp(edu ids=1234:5678)", "cannot give a device other ids"),
+        ("rp(sw(port speed=8(edu)))", "one speed and width"),
+        ("hb(edu)", "takes root ports only"),
+        ("rp(nvme cmb=4K)", "in MiB"),
+    ],
+)
+def test_what_qemu_cannot_express_is_said(lab: Lab, topology: str, message: str) -> None:
+    with pytest.raises(LabError, match=message):
+        lab.with_changes(topology=topology).run(["true"])

@@ -1,0 +1,164 @@
+"""What the boot tests do inside a guest: vfiokit itself on a real kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from vfiokit.assign.apply import apply
+from vfiokit.assign.plan import plan
+from vfiokit.assign.undo import undo
+from vfiokit.driver.edu import Edu
+from vfiokit.driver.nvme import NvmeController
+from vfiokit.errors import KernelError
+from vfiokit.kernel.linux import LinuxKernel
+from vfiokit.lab import guest_devices
+from vfiokit.pci.address import Bdf
+from vfiokit.vfio import open_device
+
+JOURNALS = Path("/run/journals")
+
+
+def driver_of(bdf: Bdf) -> str:
+    link = Path(f"/sys/bus/pci/devices/{bdf}/driver")
+    return link.resolve().name if link.exists() else ""
+
+
+def wait_for(path: str, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not os.path.exists(path):
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def assign(name: str, **options: object) -> tuple[LinuxKernel, Bdf, Path | None]:
+    kernel = LinuxKernel()
+    bdf = guest_devices()[name]
+    done = apply(kernel, plan(kernel.tree, [bdf], **options), JOURNALS)
+    assert driver_of(bdf) == "vfio-pci"
+    return kernel, bdf, done.journal
+
+
+def edu_dma_with_msi(name: str = "edu0") -> dict[str, object]:
+    kernel, bdf, journal = assign(name)
+    with open_device(kernel, bdf) as device, Edu(device) as edu:
+        with edu.allocate(4096) as buffer:
+            buffer.view[:16] = b"through an IOMMU"
+            edu.to_device(buffer.iova, 16)
+            buffer.view[:16] = bytes(16)
+            edu.from_device(buffer.iova, 16)
+            came_back = bytes(buffer.view[:16])
+            iova = buffer.iova
+        answer = {
+            "alive": edu.is_alive(),
+            "factorial": edu.factorial(10),
+            "interrupt": edu.raise_interrupt(0x4),
+            "msi": device.msi.count,
+            "came_back": came_back.decode(),
+            "iova": iova,
+        }
+    assert journal is not None
+    undo(kernel, journal)
+    return {**answer, "driver_afterwards": driver_of(bdf)}
+
+
+def nvme_write_and_read(name: str, length: int) -> dict[str, object]:
+    bdf = guest_devices()[name]
+    wait_for("/dev/nvme0n1")
+    kernel, bdf, journal = assign(name)
+    data = b"".join(
+        hashlib.sha256(number.to_bytes(8, "little")).digest() for number in range(length // 32)
+    )
+    with open_device(kernel, bdf) as device, NvmeController(device) as controller:
+        space = controller.namespace(1)
+        begun = time.monotonic()
+        space.write_bytes(0, data)
+        read = space.read_bytes(0, length // space.block_size)
+        seconds = time.monotonic() - begun
+        model = controller.identity.model
+    assert journal is not None
+    undo(kernel, journal)
+    wait_for("/dev/nvme0n1")
+    # The kernel's own driver is the witness of what the drive holds.
+    with open("/dev/nvme0n1", "rb") as drive:
+        witnessed = drive.read(length)
+    return {
+        "model": model,
+        "same": read == data,
+        "witnessed": witnessed == data,
+        "driver_afterwards": driver_of(bdf),
+        "seconds": seconds,
+    }
+
+
+def dma_to_unmapped_iova_is_refused(name: str = "edu0") -> dict[str, object]:
+    kernel, bdf, _journal = assign(name)
+    with open_device(kernel, bdf) as device, Edu(device) as edu, edu.allocate(4096) as buffer:
+        buffer.view[:8] = b"original"
+        edu.to_device(buffer.iova, 8)
+        edu.from_device(buffer.iova + 0x10000, 8)  # nothing is mapped there
+        edu.from_device(buffer.iova, 8)
+        held = bytes(buffer.view[:8])
+    return {"held": held.decode()}
+
+
+def map_errors(name: str = "edu0") -> dict[str, int]:
+    kernel, bdf, _journal = assign(name)
+    found: dict[str, int] = {}
+    with open_device(kernel, bdf) as device:
+        memory = kernel.allocate(0x2000)
+        space = device.address_space
+
+        def attempt(what: str, iova: int, length: int) -> None:
+            try:
+                space.map(memory.vaddr, length, iova=iova)
+            except KernelError as error:
+                found[what] = error.errno or 0
+            else:
+                found[what] = 0
+
+        attempt("first", 0x100000, 0x1000)
+        attempt("twice", 0x100000, 0x1000)
+        attempt("unaligned", 0x200800, 0x1000)
+        attempt("msi window", 0xFEE00000, 0x1000)
+    memory.close()
+    return found
+
+
+def addresses() -> dict[str, list[str]]:
+    """Which class of device the kernel found where the topology says there is one."""
+    found = {}
+    for name, bdf in guest_devices().items():
+        folder = Path(f"/sys/bus/pci/devices/{bdf}")
+        found[name] = [
+            (folder / field).read_text().strip() if (folder / field).exists() else "missing"
+            for field in ("vendor", "device")
+        ]
+    return found
+
+
+def acs_capability(name: str) -> bool:
+    """Whether the function has the ACS extended capability, by walking its config space."""
+    config = Path(f"/sys/bus/pci/devices/{guest_devices()[name]}/config").read_bytes()
+    offset = 0x100
+    while offset and offset + 4 <= len(config):
+        header = int.from_bytes(config[offset : offset + 4], "little")
+        if header & 0xFFFF == 0x000D:
+            return True
+        offset = header >> 20
+    return False
+
+
+def groups() -> dict[str, int]:
+    found = {}
+    for name, bdf in guest_devices().items():
+        link = Path(f"/sys/bus/pci/devices/{bdf}/iommu_group")
+        if link.exists():
+            found[name] = int(link.resolve().name)
+    return found
+
+
+def total_vfs(name: str) -> int:
+    return int(Path(f"/sys/bus/pci/devices/{guest_devices()[name]}/sriov_totalvfs").read_text())
