@@ -27,10 +27,11 @@ install_packages() {
 
 if [ "$level" != run ]; then
     # lspci reads our captures as an independent witness; gcc compiles the ABI probe and the C
-    # floor of the benchmarks against the installed kernel headers.
+    # floor of the benchmarks against the installed kernel headers; QEMU runs a real kernel.
     missing=
     command -v lspci >/dev/null 2>&1 || [ -x /usr/bin/lspci ] || missing="$missing pciutils"
     command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+    command -v qemu-system-x86_64 >/dev/null 2>&1 || missing="$missing qemu-system-x86"
     [ -e /usr/include/linux/vfio.h ] || missing="$missing linux-libc-dev"
     if [ -n "$missing" ]; then
         # shellcheck disable=SC2086

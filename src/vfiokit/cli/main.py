@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",
     "capture": "write everything that matters about this host to a file",
+    "lab": "run a command on a real kernel in QEMU, with devices made to order",
     "machine": "start a software twin of a host, with a prompt or a script",
     "demo": "take a captured server's NVMe drive through VFIO and give it back",
     "completion": "print a completion script for your shell",
