@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from vfiokit.cli import exit as exit_code
-from vfiokit.cli.render import Output
+from vfiokit.cli.render import Output, progress_bar
 from vfiokit.cli.session import Session
 from vfiokit.errors import UsageError
 
@@ -36,8 +36,13 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     if arguments.file.exists() and not arguments.replace:
         raise UsageError(f"{arguments.file} exists", hint="choose another name or add --replace")
-    summary = write_capture(session.tree, arguments.file)
     output = Output(json=arguments.json)
+    with progress_bar(output) as progress:
+        summary = write_capture(
+            session.tree,
+            arguments.file,
+            progress=lambda done, total: progress("capturing", done, total),
+        )
     if output.json:
         output.document("capture", session.host, {"file": str(arguments.file), **summary._asdict()})
         return exit_code.DONE

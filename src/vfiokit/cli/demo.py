@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
-from vfiokit.cli.render import Output
+from vfiokit.cli.render import Output, progress_bar
 from vfiokit.cli.session import Session
-from vfiokit.demo.chapter import Chapter, Progress, quiet
+from vfiokit.demo.chapter import Chapter
 from vfiokit.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 DESCRIPTION = """\
 Take a captured server's NVMe drive away from its driver, use it through VFIO, and give
@@ -55,7 +48,10 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         )
     output = Output(json=arguments.json)
     chapters: list[Chapter] = []
-    with tempfile.TemporaryDirectory(prefix="vfiokit-demo-") as folder, _bar(output) as progress:
+    with (
+        tempfile.TemporaryDirectory(prefix="vfiokit-demo-") as folder,
+        progress_bar(output) as progress,
+    ):
         story = Story(
             Path(folder),
             source=session.host,
@@ -85,22 +81,3 @@ def _print(output: Output, chapter: Chapter) -> None:
     for line in chapter.lines:
         output.line(f"   {line}")
     output.line()
-
-
-@contextmanager
-def _bar(output: Output) -> Iterator[Progress]:
-    """A progress bar on standard error, only where somebody watches."""
-    if not sys.stderr.isatty():
-        yield quiet
-        return
-    from rich.progress import Progress as Bars
-
-    with Bars(console=output.error_console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, visible=done < total)
-
-        yield show

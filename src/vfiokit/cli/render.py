@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 _CUT = {"KIND": 2, "DEVICE": 5}
 """Columns of words and their shares of the width that the others leave."""
@@ -93,6 +95,28 @@ class Output:
             self.console.print(f"[bold]{_escape(text)}[/bold]")
         else:
             self.line(text)
+
+
+@contextmanager
+def progress_bar(output: Output) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, only where somebody watches.
+
+    Yields what to call with the work's name, how much is done, and how much there is.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=output.error_console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, visible=done < total)
+
+        yield show
 
 
 def note(text: str) -> None:
