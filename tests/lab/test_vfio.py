@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 import vfio_scenarios as scenarios
+from conftest import missing
 
 from vfiokit.lab import Lab, LabError, Scenario, UnsupportedError
 from vfiokit.lab.qemu import Qemu
@@ -15,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 IOMMUS = ["intel", "virtio", "amd", "intel-fsts"]
+BACKENDS = ["group", "cdev"]
 
 
 @pytest.mark.parametrize("iommu", IOMMUS)
@@ -24,16 +27,43 @@ def test_drivers_move_data_through_the_iommu(lab: Lab, iommu: str) -> None:
         changed.check()
     except UnsupportedError as error:
         pytest.skip(str(error))
-    edu, nvme, fault, errors = changed.run_batch(
-        [
-            scenarios.edu_dma_with_msi,
-            Scenario(scenarios.nvme_write_and_read, ("nvme0", 4 * MIB)),
-            scenarios.dma_to_unmapped_iova_is_refused,
-            scenarios.map_errors,
-        ]
+    outcomes = changed.run_batch(
+        scenario for backend in BACKENDS for scenario in _driver_scenarios(backend)
     )
-    moved = edu.require()
-    assert moved.pop("iova") < 1 << 28
+    for backend, first in zip(BACKENDS, (0, 4), strict=True):
+        edu, nvme, fault, errors = outcomes[first : first + 4]
+        _check_edu(edu.require())
+        stored = nvme.require()
+        assert (stored["same"], stored["witnessed"]) == (True, True)
+        assert stored["driver_afterwards"] == "nvme"
+        assert fault.require() == {"held": "original"}
+        mapped = errors.require()
+        assert (mapped["first"], mapped["twice"]) == (0, errno.EEXIST), backend
+        assert mapped["unaligned"] == errno.EINVAL
+        if iommu.startswith("intel"):
+            assert mapped["msi window"] == errno.EINVAL
+
+
+def test_iommufd_can_stand_in_for_the_container(lab: Lab, lab_kernel: Path) -> None:
+    compatible = lab_kernel.with_name("bzImage-iommufd-compat")
+    if not compatible.exists():
+        missing(f"no {compatible}")
+    outcomes = lab.with_changes(kernel=compatible).run_batch(_driver_scenarios("group"))
+    _check_edu(outcomes[0].require())
+    assert outcomes[1].require()["witnessed"]
+
+
+def _driver_scenarios(backend: str) -> list[Scenario]:
+    return [
+        Scenario(scenarios.edu_dma_with_msi, (backend,)),
+        Scenario(scenarios.nvme_write_and_read, (backend, "nvme0", 4 * MIB)),
+        Scenario(scenarios.dma_to_unmapped_iova_is_refused, (backend,)),
+        Scenario(scenarios.map_errors, (backend,)),
+    ]
+
+
+def _check_edu(moved: dict[str, object]) -> None:
+    assert int(str(moved.pop("iova"))) < 1 << 28
     assert moved == {
         "alive": True,
         "factorial": 3628800,
@@ -42,18 +72,6 @@ def test_drivers_move_data_through_the_iommu(lab: Lab, iommu: str) -> None:
         "came_back": "through an IOMMU",
         "driver_afterwards": "",
     }
-    stored = nvme.require()
-    assert (stored["same"], stored["witnessed"]) == (True, True)
-    assert stored["driver_afterwards"] == "nvme"
-    assert fault.require() == {"held": "original"}
-    mapped = errors.require()
-    assert (mapped["first"], mapped["twice"], mapped["unaligned"]) == (
-        0,
-        errno.EEXIST,
-        errno.EINVAL,
-    )
-    if iommu.startswith("intel"):
-        assert mapped["msi window"] == errno.EINVAL
 
 
 TOPOLOGIES = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vfiokit.assign.apply import apply
@@ -33,17 +35,24 @@ def wait_for(path: str, timeout_s: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def assign(name: str, **options: object) -> tuple[LinuxKernel, Bdf, Path | None]:
+@contextmanager
+def assigned(name: str) -> Iterator[tuple[LinuxKernel, Bdf]]:
+    """The function bound to vfio-pci by a plan, and given back by undoing it."""
     kernel = LinuxKernel()
     bdf = guest_devices()[name]
-    done = apply(kernel, plan(kernel.tree, [bdf], **options), JOURNALS)
+    done = apply(kernel, plan(kernel.tree, [bdf]), JOURNALS)
     assert driver_of(bdf) == "vfio-pci"
-    return kernel, bdf, done.journal
+    yield kernel, bdf
+    assert done.journal is not None
+    undo(kernel, done.journal)
 
 
-def edu_dma_with_msi(name: str = "edu0") -> dict[str, object]:
-    kernel, bdf, journal = assign(name)
-    with open_device(kernel, bdf) as device, Edu(device) as edu:
+def edu_dma_with_msi(backend: str, name: str = "edu0") -> dict[str, object]:
+    with (
+        assigned(name) as (kernel, bdf),
+        open_device(kernel, bdf, backend=backend) as device,
+        Edu(device) as edu,
+    ):
         with edu.allocate(4096) as buffer:
             buffer.view[:16] = b"through an IOMMU"
             edu.to_device(buffer.iova, 16)
@@ -59,43 +68,40 @@ def edu_dma_with_msi(name: str = "edu0") -> dict[str, object]:
             "came_back": came_back.decode(),
             "iova": iova,
         }
-    assert journal is not None
-    undo(kernel, journal)
     return {**answer, "driver_afterwards": driver_of(bdf)}
 
 
-def nvme_write_and_read(name: str, length: int) -> dict[str, object]:
-    bdf = guest_devices()[name]
+def nvme_write_and_read(backend: str, name: str, length: int) -> dict[str, object]:
     wait_for("/dev/nvme0n1")
-    kernel, bdf, journal = assign(name)
     data = b"".join(
-        hashlib.sha256(number.to_bytes(8, "little")).digest() for number in range(length // 32)
+        hashlib.sha256(f"{backend}{number}".encode()).digest() for number in range(length // 32)
     )
-    with open_device(kernel, bdf) as device, NvmeController(device) as controller:
+    with (
+        assigned(name) as (kernel, bdf),
+        open_device(kernel, bdf, backend=backend) as device,
+        NvmeController(device) as controller,
+    ):
         space = controller.namespace(1)
-        begun = time.monotonic()
         space.write_bytes(0, data)
         read = space.read_bytes(0, length // space.block_size)
-        seconds = time.monotonic() - begun
-        model = controller.identity.model
-    assert journal is not None
-    undo(kernel, journal)
     wait_for("/dev/nvme0n1")
     # The kernel's own driver is the witness of what the drive holds.
     with open("/dev/nvme0n1", "rb") as drive:
         witnessed = drive.read(length)
     return {
-        "model": model,
         "same": read == data,
         "witnessed": witnessed == data,
         "driver_afterwards": driver_of(bdf),
-        "seconds": seconds,
     }
 
 
-def dma_to_unmapped_iova_is_refused(name: str = "edu0") -> dict[str, object]:
-    kernel, bdf, _journal = assign(name)
-    with open_device(kernel, bdf) as device, Edu(device) as edu, edu.allocate(4096) as buffer:
+def dma_to_unmapped_iova_is_refused(backend: str, name: str = "edu0") -> dict[str, object]:
+    with (
+        assigned(name) as (kernel, bdf),
+        open_device(kernel, bdf, backend=backend) as device,
+        Edu(device) as edu,
+        edu.allocate(4096) as buffer,
+    ):
         buffer.view[:8] = b"original"
         edu.to_device(buffer.iova, 8)
         edu.from_device(buffer.iova + 0x10000, 8)  # nothing is mapped there
@@ -104,10 +110,12 @@ def dma_to_unmapped_iova_is_refused(name: str = "edu0") -> dict[str, object]:
     return {"held": held.decode()}
 
 
-def map_errors(name: str = "edu0") -> dict[str, int]:
-    kernel, bdf, _journal = assign(name)
+def map_errors(backend: str, name: str = "edu0") -> dict[str, int]:
     found: dict[str, int] = {}
-    with open_device(kernel, bdf) as device:
+    with (
+        assigned(name) as (kernel, bdf),
+        open_device(kernel, bdf, backend=backend) as device,
+    ):
         memory = kernel.allocate(0x2000)
         space = device.address_space
 

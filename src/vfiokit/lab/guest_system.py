@@ -40,7 +40,6 @@ BASE_NEEDS = (
     Need("SERIAL_8250_CONSOLE", "the console"),
     Need("VIRTIO_PCI", "the host's files", "virtio_pci"),
     Need("VFIO_PCI", "VFIO is what the lab is for", "vfio_pci"),
-    Need("VFIO_IOMMU_TYPE1", "VFIO is what the lab is for", "vfio_iommu_type1"),
 )
 """Kernel options without which there is no lab."""
 
