@@ -78,19 +78,16 @@ class GroupBackend:
         number = group_number(kernel.tree, bdf)
         name = str(bdf) if vf_token is None else f"{bdf} vf_token={vf_token}"
         space = Container.open(kernel, iommu_type) if container is None else container
-        owned = container is None
-        try:
+        with contextlib.ExitStack() as stack:
+            if container is None:
+                stack.callback(space.close)
             group = space.attach(number)
-            try:
-                fd = group.device_fd(name)
-            except BaseException:
-                space.detach(group)
-                raise
-        except BaseException:
-            if owned:
-                space.close()
-            raise
-        return cls(kernel, fd, group, space, owns_container=owned)
+            stack.callback(space.detach, group)
+            fd = group.device_fd(name)
+            stack.callback(kernel.close, fd)
+            space.refresh()
+            stack.pop_all()
+        return cls(kernel, fd, group, space, owns_container=container is None)
 
     @property
     def group_fds(self) -> dict[int, int]:

@@ -18,7 +18,7 @@ from vfiokit.host.tree import Tree
 from vfiokit.kernel.port import Kernel
 from vfiokit.pci.address import Bdf
 from vfiokit.vfio.failure import kernel_error, request
-from vfiokit.vfio.group import blockers, group_members, group_number
+from vfiokit.vfio.group import blockers, group_members, group_number, is_noiommu
 from vfiokit.vfio.hwpt import Hwpt
 from vfiokit.vfio.ioas import Ioas
 from vfiokit.vfio.iommufd import Iommufd
@@ -53,13 +53,12 @@ def require_cdev_node(tree: Tree, bdf: Bdf) -> str:
     if not tree.exists(f"{_DEVICES}/{bdf}"):
         raise DeviceNotFoundError(f"there is no PCI function {bdf} on this host")
     if tree.exists(f"{_DEVICES}/{bdf}/vfio-dev"):
-        raise KernelError(
-            _FIND,
-            str(bdf),
-            errno.ENODEV,
-            detail="this kernel gives devices no nodes of their own (CONFIG_VFIO_DEVICE_CDEV)",
-            hint="open it by its group: backend='group'",
-        )
+        if is_noiommu(tree, group_number(tree, bdf)):
+            detail = "without an IOMMU a device has no node of its own"
+        else:
+            detail = "this kernel gives devices no nodes of their own (CONFIG_VFIO_DEVICE_CDEV)"
+        hint = "open it by its group: backend='group'"
+        raise KernelError(_FIND, str(bdf), errno.ENODEV, detail=detail, hint=hint)
     raise KernelError(
         _FIND,
         str(bdf),

@@ -139,7 +139,7 @@ class Container(MappedSpace):
             if not self._groups:
                 self._set_iommu(group)
             self._groups[number] = (group, 1)
-            self._refresh()
+            self.refresh()
         except BaseException:
             self._groups.pop(number, None)
             group.close()
@@ -161,7 +161,7 @@ class Container(MappedSpace):
         del self._groups[group.number]
         group.close()
         if self._groups:
-            self._refresh()
+            self.refresh()
         else:
             self._drop_mappings()
             self._info = self._allocator = None
@@ -187,8 +187,12 @@ class Container(MappedSpace):
         request(self._kernel, self.fd, "VFIO_SET_IOMMU", int(kind), self, kind.name)
         self.iommu_type = kind
 
-    def _refresh(self) -> None:
-        """Learn ranges and page sizes anew: every attached group may narrow them."""
+    def refresh(self) -> None:
+        """Learn ranges and page sizes anew: every attached group may narrow them.
+
+        Where iommufd stands in for the container, opening a device does. Both are seen to by
+        :meth:`attach` and ``open_device``.
+        """
         if self.iommu_type == IommuType.NOIOMMU:
             return
         self._info = info = self._query()

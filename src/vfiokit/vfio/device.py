@@ -15,12 +15,16 @@ from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Mapping
 from vfiokit.vfio.address_space import AddressSpace
 from vfiokit.vfio.backend import Backend
+from vfiokit.vfio.dma_log import DmaLog
+from vfiokit.vfio.export import RegionExport, export_region
 from vfiokit.vfio.failure import request
 from vfiokit.vfio.feature import Features
 from vfiokit.vfio.hot_reset import AffectedFunction, affected_functions, hot_reset
 from vfiokit.vfio.info import query
 from vfiokit.vfio.irq import IrqIndex
-from vfiokit.vfio.region import ConfigRegion, Region
+from vfiokit.vfio.low_power import LowPower
+from vfiokit.vfio.migration import Migration
+from vfiokit.vfio.region import ConfigRegion, Region, SparseArea
 
 _COMMAND = 0x04
 _COMMAND_MEMORY = 0x0002
@@ -46,6 +50,13 @@ class Device:
         self.info, _buffer = query(self._kernel, backend.fd, "VFIO_DEVICE_GET_INFO", blank, name)
         """The kernel's ``vfio_device_info``."""
         self.features = Features(self._kernel, backend.fd, name)
+        """What the device may have beyond regions and interrupts, by number."""
+        self.migration = Migration(self.features)
+        """Its state for another host to take over; most devices have none."""
+        self.low_power = LowPower(self.features)
+        """Its sleep."""
+        self.dma_log = DmaLog(self.features)
+        """Its own notes on the memory it writes; few devices have them."""
 
     def __str__(self) -> str:
         return self.name
@@ -72,6 +83,11 @@ class Device:
     def closed(self) -> bool:
         """Whether :meth:`close` ran."""
         return self._closed
+
+    @property
+    def backend(self) -> Backend:
+        """The kernel interface it was opened by, for what only that one can do."""
+        return self._backend
 
     @property
     def address_space(self) -> AddressSpace:
@@ -110,6 +126,15 @@ class Device:
         if self._config is None:
             self._config = ConfigRegion(self.region(abi.VFIO_PCI_CONFIG_REGION_INDEX))
         return self._config
+
+    def export(self, region_index: int, offset: int = 0, length: int | None = None) -> RegionExport:
+        """``length`` bytes of a BAR as a dma-buf that other devices reach it by; all by default.
+
+        See :meth:`Ioas.map_file`, and :func:`export_region` for what it raises and for several
+        parts in one.
+        """
+        size = self.region(region_index).size - offset if length is None else length
+        return export_region(self.features, region_index, [SparseArea(offset, size)])
 
     def set_bus_master(self, enabled: bool) -> None:
         """Allow or forbid DMA and MSI: bit 2 of the command register."""

@@ -70,8 +70,8 @@ _HINTS: dict[tuple[str, int], str] = {
     (
         "VFIO_DEVICE_BIND_IOMMUFD",
         errno.EPERM,
-    ): "either the platform does not isolate MSI, see iommufd.allow_unsafe_interrupts, or another "
-    "process owns the group",
+    ): "either the platform does not isolate MSI (see iommufd.allow_unsafe_interrupts), or another "
+    "iommufd owns the group: open all its functions in one Ioas",
     (
         "VFIO_DEVICE_BIND_IOMMUFD",
         errno.EBUSY,
@@ -79,7 +79,7 @@ _HINTS: dict[tuple[str, int], str] = {
     (
         "VFIO_DEVICE_BIND_IOMMUFD",
         errno.EINVAL,
-    ): "another process has the device open by its own node",
+    ): "the device is open by its own node already, here or in another process",
     (
         "VFIO_DEVICE_BIND_IOMMUFD",
         errno.EACCES,
@@ -92,7 +92,8 @@ _HINTS: dict[tuple[str, int], str] = {
     (
         "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
         errno.EADDRINUSE,
-    ): "something is mapped or allowed where the platform reserves IOVAs for this device; unmap it",
+    ): "something is mapped or allowed at IOVAs that the platform reserves or that this IOMMU "
+    "cannot translate; unmap it",
     (
         "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
         errno.EBUSY,
@@ -101,6 +102,7 @@ _HINTS: dict[tuple[str, int], str] = {
         "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
         errno.EFAULT,
     ): "memory mapped before this attach cannot be pinned: its process or its file is gone",
+    ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.ENODEV): "the device makes no recoverable faults",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.ENOENT): "there is no Ioas or Hwpt of this number",
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno.EOPNOTSUPP): "this driver knows no PASIDs",
     ("IOMMU_DESTROY", errno.EBUSY): "close what uses it first: devices, page tables",
@@ -136,6 +138,7 @@ _HINTS: dict[tuple[str, int], str] = {
         errno.EINVAL,
     ): "ranges must not overlap and hold more than one byte each",
     ("IOMMU_OPTION", errno.EPERM): "needs CAP_SYS_RESOURCE",
+    ("IOMMU_OPTION", errno.EINVAL): "choose before devices are attached and memory is mapped",
     ("IOMMU_OPTION", errno.EBUSY): "choose before anything else is made of this /dev/iommu",
     (
         "IOMMU_HWPT_ALLOC",

@@ -77,8 +77,8 @@ class Iommufd:
         It then holds the kernel's answer, also when :class:`KernelError` is raised: some
         requests say in it how far they came.
         """
+        vars(argument)["size"] = argument.SIZE
         buffer = argument.pack()
-        buffer[0:4] = argument.SIZE.to_bytes(4, "little")
         try:
             request(self.kernel, self.fileno(), name, buffer, subject or self, argument)
         finally:
