@@ -76,7 +76,7 @@ def _leave(folder: str, number: int, result: dict[str, Any]) -> None:
 
 
 def _wait(pid: int, timeout_s: float) -> str:
-    """Wait for a child; says what went wrong with it, if something did."""
+    """Wait for a child; says why it left no result, if it did not."""
     deadline = time.monotonic() + timeout_s
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -88,7 +88,9 @@ def _wait(pid: int, timeout_s: float) -> str:
             return f"not done after {timeout_s:g} s"
         time.sleep(_POLL_S)
     code = os.waitstatus_to_exitcode(status)
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with status {code} and no result"
 
 
 def main(folder: str) -> int:
@@ -110,7 +112,7 @@ def main(folder: str) -> int:
             finally:
                 os._exit(0)
         trouble = _wait(pid, call["timeout_s"])
-        if trouble:
+        if not os.path.exists(f"{folder}/result-{number}.json"):
             _leave(folder, number, {"error": trouble, "traceback": "", "seconds": 0.0})
     return 0
 
