@@ -224,7 +224,9 @@ def _document(result: Result) -> dict[str, object]:
 
 
 def _shell(arguments: argparse.Namespace) -> int:
-    return build_lab(arguments).shell(arguments.words, folder=arguments.folder)
+    lab = build_lab(arguments)
+    note("lab: leave the shell to end the guest; Ctrl-A X ends it at once, Ctrl-A Ctrl-A is Ctrl-A")
+    return lab.shell(arguments.words, folder=arguments.folder)
 
 
 def _check(arguments: argparse.Namespace) -> int:
