@@ -182,7 +182,9 @@ class Container(MappedSpace):
                 str(self),
                 errno.ENODEV,
                 detail=f"no support for {', '.join(kind.name for kind in kinds)}",
-                hint="load the vfio_iommu_type1 module",
+                hint="the kernel has no CONFIG_VFIO_NOIOMMU"
+                if kinds == [IommuType.NOIOMMU]
+                else "load the vfio_iommu_type1 module",
             )
         request(self._kernel, self.fd, "VFIO_SET_IOMMU", int(kind), self, kind.name)
         self.iommu_type = kind
