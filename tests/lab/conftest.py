@@ -7,17 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lab_requirement import KERNELS, missing
 
 from vfiokit.lab.laboratory import Lab
-
-SHARED = Path(os.environ.get("VFIOKIT_SHARED") or Path(__file__).resolve().parents[2] / "../shared")
-KERNELS = Path(os.environ.get("VFIOKIT_LAB_KERNELS") or SHARED / "kernels")
-
-
-def missing(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import vfio_scenarios as scenarios
-from conftest import missing
+from lab_requirement import missing
 
 from vfiokit.lab import Lab, LabError, Scenario, UnsupportedError
 from vfiokit.lab.qemu import Qemu
