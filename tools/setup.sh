@@ -31,6 +31,7 @@ if [ "$level" != run ]; then
     missing=
     command -v lspci >/dev/null 2>&1 || [ -x /usr/bin/lspci ] || missing="$missing pciutils"
     command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+    command -v cpio >/dev/null 2>&1 || missing="$missing cpio"
     command -v qemu-system-x86_64 >/dev/null 2>&1 || missing="$missing qemu-system-x86"
     [ -e /usr/include/linux/vfio.h ] || missing="$missing linux-libc-dev"
     if [ -n "$missing" ]; then

@@ -6,6 +6,7 @@ wrong, with which object, and what to do::
     VfiokitError
     ├── UsageError                     the request itself makes no sense
     │   ├── AddressError               text is no PCI address
+    │   ├── BlueprintError             text is no topology (pci.blueprint)
     │   └── DeviceNotFoundError        no (or more than one) function answers to a selector
     ├── ConfigRangeError               read outside the captured configuration space
     ├── SourceError                    a host description cannot be read
@@ -16,6 +17,7 @@ wrong, with which object, and what to do::
     │   ├── IovaConflictError          an IOVA range is already mapped
     │   └── DeviceBusyError            someone else holds the device or its group
     ├── MachineError                   a software machine was described or used wrongly
+    ├── LabError                       a guest could not be started, or did not answer (lab)
     ├── AssignError
     │   ├── PlanBlockedError           the plan has blockers that were not forced by name
     │   ├── DriftError                 the host is no longer what the plan was made for
