@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,9 +24,9 @@ PAGE = 4096
 
 
 def test_answers_are_those_that_the_fake_gives(lab: Lab) -> None:
-    alone, attached = lab.run_python(scenarios.answers)
-    assert alone == ALONE
-    assert attached == ATTACHED
+    # They come back as JSON: without tuples, and keys are texts.
+    wanted = json.loads(json.dumps([ALONE, ATTACHED]))
+    assert lab.run_python(scenarios.answers) == wanted
 
 
 def test_one_guest_full_of_devices(lab: Lab) -> None:
@@ -39,9 +40,9 @@ def test_one_guest_full_of_devices(lab: Lab) -> None:
             scenarios.migration_of_a_sample_device,
         ]
     )
-    assert table.require() == b"hwpt"
+    assert table.require() == "hwpt"
     assert peer.require() == {
-        "landed": b"peertope",
+        "landed": "peertope",
         "map of no memory": "EINVAL",
         "map beyond": "EINVAL",
         "map revoked": "ENODEV",
@@ -51,7 +52,7 @@ def test_one_guest_full_of_devices(lab: Lab) -> None:
     }
     assert dirty.require() == {
         "early": "EINVAL",
-        "ranges": [(0x100000, 0x100000 + 70 * PAGE - 1)],
+        "ranges": [[0x100000, 0x100000 + 70 * PAGE - 1]],
         "part": "EINVAL",
         "last": 70,
         "left": {},
@@ -68,13 +69,13 @@ def test_one_guest_full_of_devices(lab: Lab) -> None:
     assert migration.require() == {
         "abilities": 7,
         "state": 2,
-        "size": 96,
-        "info": (24, 0, False),
+        "size": 60,
+        "info": [24, 0, False],
         "info too late": "EINVAL",
-        "read": (96, b""),
+        "read": [60, 0],
         "no way": "EINVAL",
         "state after": 3,
-        "written": 96,
+        "written": 60,
         "running": None,
     }
 
@@ -135,5 +136,5 @@ def test_container_that_iommufd_stands_in_for_learns_its_ranges(lab: Lab, lab_ke
     (found,) = changed.run_batch([Scenario(scenarios.compatible_container)])
     answer = found.require()
     assert answer["dirty"] == "ENOTTY"
-    assert answer["ranges"][0] == (0, 0xFEDFFFFF)
+    assert answer["ranges"][0] == [0, 0xFEDFFFFF]
     assert answer["ranges"][1][0] == 0xFEF00000
