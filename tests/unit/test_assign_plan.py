@@ -121,6 +121,17 @@ def test_function_without_group_blocks(tmp_path: Path) -> None:
     assert made.open_blockers([f"no-iommu-group:{NVME}"]) == made.blockers
 
 
+def test_function_nobody_has_bound_yet_may_get_its_group_later(tmp_path: Path) -> None:
+    """With a modular virtio-iommu, Linux 6.12 makes the group when a driver binds."""
+    tree = build(tmp_path)
+    folder = Path(tmp_path, PCI, NVME)
+    (folder / "iommu_group").unlink()
+    (folder / "driver").unlink()
+    made = plan(tree, [nvme])
+    assert made.blockers == ()
+    assert any("no IOMMU group yet" in text for text in made.warnings)
+
+
 def test_no_group_is_only_a_warning_in_unsafe_noiommu_mode(tmp_path: Path) -> None:
     tree = build(tmp_path)
     Path(tmp_path, PCI, NVME, "iommu_group").unlink()

@@ -146,13 +146,16 @@ def examine_function(
         hint = "name the functions below it; the bridge itself may keep its driver"
         blockers.append(Blocker(f"bridge:{bdf}", text, False, hint))
     if uses_vfio(driver):
-        found = _examine_iommu(tree, function, group) + _examine_reset(tree, topology, function)
+        found = _examine_iommu(tree, topology, function, group)
+        found += _examine_reset(tree, topology, function)
         blockers += found.blockers
         warnings += found.warnings
     return Findings(tuple(blockers), tuple(warnings))
 
 
-def _examine_iommu(tree: Tree, function: Function, group: Group | None) -> Findings:
+def _examine_iommu(
+    tree: Tree, topology: Topology, function: Function, group: Group | None
+) -> Findings:
     bdf = function.bdf
     if function.recorded.iommu_group is not None:
         return Findings()
@@ -168,6 +171,16 @@ def _examine_iommu(tree: Tree, function: Function, group: Group | None) -> Findi
             warnings=(
                 f"{bdf} has no IOMMU group and vfio runs in its unsafe no-IOMMU mode: "
                 "the device will reach all of memory",
+            )
+        )
+    if function.recorded.driver is None and any(
+        other.recorded.iommu_group is not None for other in topology
+    ):
+        # An IOMMU driver that is a module makes the group of a function when a driver binds.
+        return Findings(
+            warnings=(
+                f"{bdf} has no IOMMU group yet, others on this host have: it may get one when "
+                "it is bound",
             )
         )
     return Findings(
