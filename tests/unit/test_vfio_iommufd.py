@@ -219,6 +219,19 @@ def test_unmap_over_a_foreign_mapping_takes_the_known_ones_and_says_so(host, iom
     assert space.map(memory.vaddr, PAGE, iova=0x10000) == 0x10000
 
 
+def test_iovas_are_chosen_in_the_allowed_ranges_while_there_are_any(device, space) -> None:
+    space.allow_iovas([IovaRange(0x800000, 0x80FFFF), IovaRange(0x100000, 0x101FFF)])
+    assert space.allocate(2 * PAGE).iova == 0x100000
+    assert space.allocate(4 * PAGE).iova == 0x800000
+    outside = space.allocate(PAGE, iova=0x10000)
+    with pytest.raises(KernelError) as caught:
+        space.allocate(PAGE << 8)
+    assert caught.value.errno == errno.ENOSPC
+    outside.close()
+    space.allow_iovas([])
+    assert space.allocate(PAGE).iova == PAGE
+
+
 def test_copy_needs_one_iommufd(host: IommufdHost, space: Ioas) -> None:
     with Ioas.open(host) as other, pytest.raises(UsageError, match="different"):
         other.copy_from(space, PAGE, PAGE)

@@ -6,6 +6,7 @@ the function in sysfs.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import warnings
 from types import TracebackType
@@ -141,13 +142,17 @@ class Cdev:
 
     def _why_not_bound(self, error: KernelError, *, with_token: bool) -> KernelError:
         if error.errno == errno.EPERM:
-            number = group_number(self._kernel.tree, self.bdf)
-            guilty = blockers(group_members(self._kernel.tree, number))
-            if guilty:
-                return GroupNotViableError(number, guilty)
+            with contextlib.suppress(OSError):
+                number = group_number(self._kernel.tree, self.bdf)
+                guilty = blockers(group_members(self._kernel.tree, number))
+                if guilty:
+                    return GroupNotViableError(number, guilty)
         if error.errno == errno.EINVAL and self.device_id == 0:
             if with_token:
-                hint = "only functions with SR-IOV, and virtual ones of a PF on vfio-pci, take one"
+                hint = (
+                    "only functions with SR-IOV, and virtual ones of a PF on vfio-pci, take one; "
+                    "older kernels take it by the group only: backend='group'"
+                )
                 return KernelError(
                     error.operation, error.subject, errno.EINVAL, detail="with a token", hint=hint
                 )

@@ -253,9 +253,8 @@ class Container(MappedSpace):
         request(self._kernel, self.fd, "VFIO_IOMMU_UNMAP_DMA", buffer, self, argument)
         unmapped = head.unpack_from(buffer).size
         if not unmapped:
-            raise KernelError(
-                "VFIO_IOMMU_UNMAP_DMA", str(self), errno.ENOENT, detail=f"nothing at {iova:#x}"
-            )
+            nothing = OSError(errno.ENOENT, "nothing is mapped there")
+            raise kernel_error("VFIO_IOMMU_UNMAP_DMA", self, nothing, f"nothing at {iova:#x}")
         if self._mappings.get(iova) == unmapped:
             gone = [iova]
         else:

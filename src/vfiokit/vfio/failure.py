@@ -62,6 +62,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("VFIO_IOMMU_MAP_DMA", errno.EFAULT): "the memory cannot be pinned, or is not of this process",
     ("VFIO_IOMMU_MAP_DMA", errno.EEXIST): "unmap the other range first, or let the IOVA be chosen",
     ("VFIO_IOMMU_UNMAP_DMA", errno.EINVAL): "a type1v2 mapping can only be unmapped as a whole",
+    ("VFIO_IOMMU_UNMAP_DMA", errno.ENOENT): "unmap what was mapped, each mapping as a whole",
     ("VFIO_IOMMU_DIRTY_PAGES", errno.ENOTTY): "iommufd stands in for the container: use an Ioas, "
     "and a Hwpt with dirty_tracking",
     ("VFIO_IOMMU_DIRTY_PAGES", errno.EACCES): "type1 of version 1 does not track",

@@ -50,6 +50,7 @@ class Ioas(MappedSpace):
         self._owns_iommufd = owns_iommufd
         self._kernel_chooses = kernel_chooses
         self._ranges: tuple[IovaRange, ...] = ()
+        self._allowed: tuple[IovaRange, ...] = ()
 
     @classmethod
     def create(
@@ -115,7 +116,8 @@ class Ioas(MappedSpace):
         self._ranges, alignment = self._ask_ranges()
         # Without a device the kernel would map single bytes; no device can follow that.
         page_size = alignment if alignment > 1 else self._kernel.page_size
-        self._renew_allocator(self._ranges, page_size)
+        allowed = self._allowed or (IovaRange(0, _EVERYTHING),)
+        self._renew_allocator(_common(self._ranges, allowed), page_size)
 
     def _ask_ranges(self) -> tuple[tuple[IovaRange, ...], int]:
         entry = abi.iommu_iova_range.SIZE
@@ -142,9 +144,10 @@ class Ioas(MappedSpace):
     def allow_iovas(self, ranges: Iterable[IovaRange]) -> None:
         """Ranges that must stay usable, whichever device is attached; replaces those before.
 
-        The kernel then refuses a device that reserves a part of them, and chooses IOVAs in them
-        only. None at all lifts the demand. Raises :class:`KernelError` (EADDRINUSE when a
-        device attached already reserves some, EINVAL for ranges of one byte or that overlap).
+        The kernel then refuses a device that reserves a part of them. IOVAs are chosen in them
+        only; fixed ones may lie elsewhere. None at all lifts the demand. Raises
+        :class:`KernelError` (EADDRINUSE when a device attached already reserves some, EINVAL for
+        ranges of one byte or that overlap).
         """
         self._require_usable()
         wanted = list(ranges)
@@ -157,6 +160,7 @@ class Ioas(MappedSpace):
             )
             detail = ", ".join(map(str, wanted))
             self.iommufd.request("IOMMU_IOAS_ALLOW_IOVAS", argument, f"{self} {detail}")
+        self._allowed = tuple(sorted(wanted))
         self.refresh()
 
     # -- mappings -----------------------------------------------------------------------------
@@ -345,3 +349,9 @@ def _flags(iova: int | None, read: bool, write: bool) -> int:
         | (abi.IOMMU_IOAS_MAP_READABLE if read else 0)
         | (abi.IOMMU_IOAS_MAP_WRITEABLE if write else 0)
     )
+
+
+def _common(first: tuple[IovaRange, ...], second: tuple[IovaRange, ...]) -> tuple[IovaRange, ...]:
+    """The addresses that are in both."""
+    pairs = ((max(a.start, b.start), min(a.last, b.last)) for a in first for b in second)
+    return tuple(IovaRange(start, last) for start, last in sorted(pairs) if start <= last)
