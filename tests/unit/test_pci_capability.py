@@ -11,13 +11,12 @@ from vfiokit.errors import ConfigRangeError
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.base_address import BaseAddress, base_addresses
 from vfiokit.pci.capability import (
-    EXTENDED,
-    STANDARD,
     Capability,
     acs,
     advanced,
     ats,
     capabilities,
+    catalog,
     express,
     msi,
     msix,
@@ -59,16 +58,12 @@ def extended(cap_id: int, *dwords: int) -> Capability:
 # --- Descriptions ---
 
 
-@pytest.mark.parametrize(
-    "layout", [*STANDARD.values(), *EXTENDED.values()], ids=lambda layout: layout.name
-)
-def test_descriptions_are_well_formed(layout):
-    names = [register.name for register in layout.registers]
+def check_registers(registers):
+    names = [register.name for register in registers]
     assert len(names) == len(set(names))
-    for register in layout.registers:
+    for register in registers:
         assert register.width in (1, 2, 4)
         assert register.offset % register.width == 0
-        assert register.offset >= (4 if layout.extended else 2)
         fields = [field.name for field in register.fields]
         assert len(fields) == len(set(fields))
         assert "value" not in fields
@@ -78,12 +73,33 @@ def test_descriptions_are_well_formed(layout):
             assert field.access in {"ro", "rw", "rw1c", "hwinit", "rsvd"}
             assert not taken & field.mask
             taken |= field.mask
+
+
+@pytest.mark.parametrize("layout", [*catalog.layouts()], ids=lambda layout: layout.name)
+def test_descriptions_are_well_formed(layout):
+    check_registers(layout.registers)
+    for register in layout.registers:
+        assert register.offset >= (4 if layout.extended else 2)
         assert layout.register(register.name) is register
+    for repeated in layout.repeated:
+        check_registers(repeated.registers)
+        assert repeated.label
+    for variant in layout.variants:
+        assert (variant.layout.cap_id, variant.layout.extended) == (layout.cap_id, layout.extended)
+        assert not variant.layout.variants
 
 
 def test_names_are_unique():
-    names = [layout.name for layout in (*STANDARD.values(), *EXTENDED.values())]
+    names = [layout.name for layout in catalog.layouts()]
     assert len(names) == len(set(names))
+    assert len(names) > 100
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_catalog_leads_to_the_layout_of_the_id(extended):
+    for cap_id in catalog.EXTENDED if extended else catalog.STANDARD:
+        layout = catalog.layout(cap_id, extended=extended)
+        assert (layout.cap_id, layout.extended) == (cap_id, extended)
 
 
 def test_unknown_register_and_field_are_key_errors():

@@ -25,9 +25,11 @@ class PortType(IntEnum):
     RC_EVENT_COLLECTOR = 0xA
 
 
-_SPEEDS = {1: "2.5 GT/s", 2: "5 GT/s", 3: "8 GT/s", 4: "16 GT/s", 5: "32 GT/s", 6: "64 GT/s"}
+SPEEDS = {1: "2.5 GT/s", 2: "5 GT/s", 3: "8 GT/s", 4: "16 GT/s", 5: "32 GT/s", 6: "64 GT/s"}
+"""Link speeds by their code."""
 _PAYLOADS = {code: str(128 << code) for code in range(6)}
-_ASPM = {0: "none", 1: "L0s", 2: "L1", 3: "L0s and L1"}
+ASPM = {0: "none", 1: "L0s", 2: "L1", 3: "L0s and L1"}
+"""Active state power management: which states."""
 _TIMEOUTS = {
     0x0: "50 us to 50 ms",
     0x1: "50 us to 100 us",
@@ -40,6 +42,21 @@ _TIMEOUTS = {
     0xE: "17 s to 64 s",
 }
 _INDICATOR = {1: "on", 2: "blink", 3: "off"}
+_L0S_ACCEPTABLE = dict(
+    enumerate(("64 ns", "128 ns", "256 ns", "512 ns", "1 us", "2 us", "4 us", "no limit"))
+)
+_L1_ACCEPTABLE = dict(
+    enumerate(("1 us", "2 us", "4 us", "8 us", "16 us", "32 us", "64 us", "no limit"))
+)
+_L0S_EXIT = dict(
+    enumerate(("64 ns", "128 ns", "256 ns", "512 ns", "1 us", "2 us", "4 us", "above 4 us"))
+)
+_L1_EXIT = dict(
+    enumerate(("1 us", "2 us", "4 us", "8 us", "16 us", "32 us", "64 us", "above 64 us"))
+)
+_POWER_SCALES = {0: "1.0", 1: "0.1", 2: "0.01", 3: "0.001"}
+_OBFF = {0: "none", 1: "message", 2: "WAKE#", 3: "WAKE# and message"}
+_OBFF_ENABLE = {0: "off", 1: "message A", 2: "message B", 3: "WAKE#"}
 
 CAPABILITIES = Register(
     "capabilities",
@@ -62,13 +79,16 @@ DEVICE_CAPABILITIES = Register(
         Field("max_payload_size", 2, 0, meaning=_PAYLOADS, unit="bytes, as named"),
         Field("phantom_functions", 4, 3),
         flag("extended_tag", 5),
-        Field("l0s_acceptable_latency", 8, 6),
-        Field("l1_acceptable_latency", 11, 9),
+        Field("l0s_acceptable_latency", 8, 6, meaning=_L0S_ACCEPTABLE),
+        Field("l1_acceptable_latency", 11, 9, meaning=_L1_ACCEPTABLE),
+        flag("attention_button", 12, doc="bits 12 to 14: defined by version 1 only"),
+        flag("attention_indicator", 13),
+        flag("power_indicator", 14),
         flag("role_based_error_reporting", 15),
         flag("error_correctable_subclass", 16),
         flag("rx_max_payload_fixed", 17),
-        Field("slot_power_limit", 25, 18),
-        Field("slot_power_limit_scale", 27, 26),
+        Field("slot_power_limit", 25, 18, unit="slot_power_limit_scale W"),
+        Field("slot_power_limit_scale", 27, 26, meaning=_POWER_SCALES),
         flag("function_level_reset", 28),
         flag("mixed_max_payload", 29),
         flag("tee_io", 30, "hwinit"),
@@ -120,11 +140,11 @@ LINK_CAPABILITIES = Register(
     0x0C,
     4,
     (
-        Field("max_speed", 3, 0, meaning=_SPEEDS),
+        Field("max_speed", 3, 0, meaning=SPEEDS),
         Field("max_width", 9, 4, unit="lanes"),
-        Field("aspm", 11, 10, meaning=_ASPM),
-        Field("l0s_exit_latency", 14, 12),
-        Field("l1_exit_latency", 17, 15),
+        Field("aspm", 11, 10, meaning=ASPM),
+        Field("l0s_exit_latency", 14, 12, meaning=_L0S_EXIT),
+        Field("l1_exit_latency", 17, 15, meaning=_L1_EXIT),
         flag("clock_power_management", 18),
         flag("surprise_down_reporting", 19),
         flag("data_link_layer_active_reporting", 20),
@@ -139,7 +159,7 @@ LINK_CONTROL = Register(
     0x10,
     2,
     (
-        Field("aspm", 1, 0, "rw", meaning=_ASPM),
+        Field("aspm", 1, 0, "rw", meaning=ASPM),
         flag("read_completion_boundary", 3, "rw", "0: 64 bytes, 1: 128 bytes"),
         flag("link_disable", 4, "rw"),
         flag("retrain_link", 5, "rw"),
@@ -160,8 +180,9 @@ LINK_STATUS = Register(
     0x12,
     2,
     (
-        Field("speed", 3, 0, meaning=_SPEEDS),
+        Field("speed", 3, 0, meaning=SPEEDS),
         Field("width", 9, 4, unit="lanes"),
+        flag("training_error", 10, doc="defined by version 1 only"),
         flag("training", 11),
         flag("slot_clock", 12, "hwinit"),
         flag("data_link_layer_active", 13),
@@ -182,8 +203,8 @@ SLOT_CAPABILITIES = Register(
         flag("power_indicator", 4, "hwinit"),
         flag("hot_plug_surprise", 5, "hwinit"),
         flag("hot_plug", 6, "hwinit"),
-        Field("power_limit", 14, 7, "hwinit"),
-        Field("power_limit_scale", 16, 15, "hwinit"),
+        Field("power_limit", 14, 7, "hwinit", unit="power_limit_scale W"),
+        Field("power_limit_scale", 16, 15, "hwinit", _POWER_SCALES),
         flag("electromechanical_interlock", 17, "hwinit"),
         flag("no_command_completed", 18, "hwinit"),
         Field("physical_slot_number", 31, 19, "hwinit"),
@@ -265,10 +286,11 @@ DEVICE_CAPABILITIES_2 = Register(
         flag("atomic_op_completer_128", 9),
         flag("no_relaxed_ordering_peer_to_peer", 10, "hwinit"),
         flag("latency_tolerance_reporting", 11),
-        Field("tph_completer", 13, 12),
+        Field("tph_completer", 13, 12, meaning={1: "TPH", 3: "TPH and extended TPH"}),
+        Field("ln_system_cls", 15, 14, "hwinit", {0: "none", 1: "64 bytes", 2: "128 bytes"}),
         flag("tag_10bit_completer", 16, "hwinit"),
         flag("tag_10bit_requester", 17, "hwinit"),
-        Field("obff", 19, 18, "hwinit"),
+        Field("obff", 19, 18, "hwinit", _OBFF),
         flag("extended_fmt", 20),
         flag("end_end_tlp_prefix", 21, "hwinit"),
         Field("max_end_end_tlp_prefixes", 23, 22, "hwinit", doc="0 means 4"),
@@ -295,7 +317,7 @@ DEVICE_CONTROL_2 = Register(
         flag("latency_tolerance_reporting", 10, "rw"),
         flag("emergency_power_reduction_request", 11, "rw"),
         flag("tag_10bit_requester", 12, "rw"),
-        Field("obff", 14, 13, "rw"),
+        Field("obff", 14, 13, "rw", _OBFF_ENABLE),
         flag("end_end_tlp_prefix_block", 15, "rw"),
     ),
     "§7.5.3.16",
@@ -321,7 +343,7 @@ LINK_CONTROL_2 = Register(
     0x30,
     2,
     (
-        Field("target_speed", 3, 0, "rw", meaning=_SPEEDS),
+        Field("target_speed", 3, 0, "rw", meaning=SPEEDS),
         flag("enter_compliance", 4, "rw"),
         flag("autonomous_speed_disable", 5, "rw"),
         flag("selectable_deemphasis", 6, "hwinit"),
@@ -429,3 +451,30 @@ LAYOUT = Layout(
     _size,
     _present,
 )
+
+
+def sibling(capability: Capability) -> Capability | None:
+    """The PCI Express capability of the function that ``capability`` belongs to."""
+    for other in capability.siblings:
+        if other.id == LAYOUT.cap_id and not other.extended:
+            return other
+    return None
+
+
+def port_type(capability: Capability) -> PortType | None:
+    """The port type of the function that ``capability`` belongs to.
+
+    ``None`` for conventional PCI and for an undefined code; raises :class:`ConfigRangeError`
+    where it was not captured.
+    """
+    express = sibling(capability)
+    if express is None:
+        return None
+    code = express.field(CAPABILITIES, "port_type")
+    return PortType(code) if code in set(PortType) else None
+
+
+def lanes(capability: Capability) -> int:
+    """How many lanes the function that ``capability`` belongs to has: 0 to 32."""
+    express = sibling(capability)
+    return min(express.field(LINK_CAPABILITIES, "max_width"), 32) if express is not None else 0

@@ -14,6 +14,7 @@ CAPABILITY = Register(
     (
         flag("execute", 1),
         flag("privileged", 2),
+        flag("translated_requests", 3),
         Field("max_pasid_width", 12, 8, unit="bits"),
     ),
     "§7.8.8.2",
@@ -26,6 +27,7 @@ CONTROL = Register(
         flag("enable", 0, "rw"),
         flag("execute_enable", 1, "rw"),
         flag("privileged_enable", 2, "rw"),
+        flag("translated_requests_enable", 3, "rw"),
     ),
     "§7.8.8.3",
 )

@@ -7,10 +7,11 @@ the documentation all read the same description.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vfiokit.errors import ConfigRangeError
+from vfiokit.pci.capability import catalog
 from vfiokit.pci.config import ConfigSpace
 
 
@@ -72,6 +73,32 @@ class Register(NamedTuple):
         return mask
 
 
+class Repeated(NamedTuple):
+    """Registers that a capability has once for each channel, lane, link, stream or BAR."""
+
+    label: str
+    """What one is, such as ``vc``: element 2's ``control`` is the register ``vc2_control``."""
+    registers: tuple[Register, ...]
+    """The registers of one element, at offsets from its start."""
+    places: Callable[[Capability], Iterable[tuple[str, int]]]
+    """``(number, offset from the capability's header)`` of each element of an instance."""
+
+    def expand(self, capability: Capability) -> Iterable[Register]:
+        """The registers of every element of ``capability``."""
+        for number, start in self.places(capability):
+            for register in self.registers:
+                yield register._replace(
+                    name=f"{self.label}{number}_{register.name}", offset=start + register.offset
+                )
+
+
+class Variant(NamedTuple):
+    """A more exact description, for the instances it applies to."""
+
+    applies: Callable[[Capability], bool]
+    layout: Layout
+
+
 class Layout(NamedTuple):
     """What one capability looks like."""
 
@@ -89,6 +116,10 @@ class Layout(NamedTuple):
     """Whether a register exists in this instance (versions, 64-bit forms); ``None``: always."""
     derive: Callable[[Capability], Mapping[str, object]] | None = None
     """Facts computed from several registers, such as a table's BAR and length."""
+    repeated: tuple[Repeated, ...] = ()
+    """What there is as often as the instance says."""
+    variants: tuple[Variant, ...] = ()
+    """Other layouts under the same id: the first that applies describes the instance."""
 
     def register(self, name: str) -> Register:
         """The register called ``name``; ``KeyError`` if there is none."""
@@ -98,10 +129,24 @@ class Layout(NamedTuple):
         raise KeyError(f"capability {self.name} has no register {name}")
 
 
+def fixed(length: int) -> Callable[[Capability], int]:
+    """The size of a capability that always has ``length`` bytes."""
+    return lambda _: length
+
+
+def counted(
+    first: int, length: int, count: Callable[[Capability], int]
+) -> Callable[[Capability], Iterable[tuple[str, int]]]:
+    """Places of ``count`` elements of ``length`` bytes each, one after the other."""
+    return lambda capability: [
+        (str(number), first + length * number) for number in range(count(capability))
+    ]
+
+
 class Capability:
     """One capability found in a configuration space."""
 
-    __slots__ = ("config", "extended", "id", "layout", "offset", "version")
+    __slots__ = ("_layout", "config", "extended", "id", "offset", "siblings", "version")
 
     def __init__(
         self,
@@ -111,7 +156,7 @@ class Capability:
         *,
         extended: bool,
         version: int,
-        layout: Layout | None,
+        siblings: Sequence[Capability] = (),
     ) -> None:
         self.config = config
         self.offset = offset
@@ -119,7 +164,26 @@ class Capability:
         self.extended = extended
         self.version = version
         """Version field of an extended capability's header; 0 for a standard capability."""
-        self.layout = layout
+        self.siblings = siblings
+        """All capabilities of the same function: the form of one may depend on another."""
+        self._layout: Layout | bool | None = False
+
+    @property
+    def layout(self) -> Layout | None:
+        """The description, loaded when it is first asked for; ``None`` for an unknown id."""
+        if isinstance(self._layout, bool):
+            self._layout = self._describe()
+        return self._layout
+
+    def _describe(self) -> Layout | None:
+        base = catalog.layout(self.id, extended=self.extended)
+        for variant in base.variants if base is not None else ():
+            try:
+                if variant.applies(self):
+                    return variant.layout
+            except ConfigRangeError:
+                continue
+        return base
 
     @property
     def name(self) -> str:
@@ -138,12 +202,15 @@ class Capability:
 
     @property
     def size(self) -> int:
-        """Bytes the capability occupies; the bare header where more is not known or captured."""
+        """Bytes the capability says it occupies, at least its header's.
+
+        The bare header where more is not known or captured.
+        """
         header = 4 if self.extended else 2
         if self.layout is None:
             return header
         try:
-            return self.layout.size(self)
+            return max(self.layout.size(self), header)
         except ConfigRangeError:
             return header
 
@@ -161,23 +228,30 @@ class Capability:
 
     def registers(self) -> tuple[Register, ...]:
         """The registers that exist in this instance and were captured."""
-        if self.layout is None:
+        layout = self.layout
+        if layout is None:
             return ()
-        # A standard capability cannot reach into the extended space, whatever its pointer says.
-        end = 4096 if self.extended else 256
-        return tuple(
+        found = [
             register
-            for register in self.layout.registers
-            if self.offset + register.offset + register.width <= end
-            and self.config.has(self.offset + register.offset, register.width)
-            and (self.layout.present is None or self._present(register))
-        )
+            for register in layout.registers
+            if self._captured(register)
+            and (layout.present is None or self._present(layout.present, register))
+        ]
+        for repeated in layout.repeated:
+            try:
+                found += filter(self._captured, repeated.expand(self))
+            except ConfigRangeError:  # even how many there are was not captured
+                continue
+        return tuple(found)
 
-    def _present(self, register: Register) -> bool:
-        assert self.layout is not None
-        assert self.layout.present is not None
+    def _captured(self, register: Register) -> bool:
+        # A standard capability cannot reach into the extended space, whatever its pointer says.
+        end = self.offset + register.offset + register.width
+        return end <= (4096 if self.extended else 256) and end <= len(self.config)
+
+    def _present(self, present: Callable[[Capability, Register], bool], register: Register) -> bool:
         try:
-            return self.layout.present(self, register)
+            return present(self, register)
         except ConfigRangeError:
             return False
 

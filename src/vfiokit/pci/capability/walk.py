@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vfiokit.pci.capability.register import Capability, Layout
+from vfiokit.errors import ConfigRangeError
+from vfiokit.pci.capability.register import Capability
 from vfiokit.pci.config import ConfigSpace
 
 _STATUS_CAP_LIST = 0x10
@@ -23,7 +24,8 @@ class Finding(NamedTuple):
 
     offset: int
     code: str
-    """Stable word for programs: ``loop``, ``bad-pointer``, ``truncated``, ``no-function``."""
+    """Stable word for programs: ``loop``, ``bad-pointer``, ``truncated``, ``no-function``;
+    of contents ``bad-length``, ``past-end``, ``overlap``."""
     text: str
 
 
@@ -50,6 +52,17 @@ class CapabilityList:
                 return capability
         return None
 
+    def examine(self) -> tuple[Finding, ...]:
+        """The findings of the walk, then those of the contents, for which families are loaded.
+
+        A capability may be cut off by the capture, claim fewer bytes than its registers take,
+        reach past its space, or reach into another capability.
+        """
+        found = list(self.findings)
+        for capability in self.capabilities:
+            found += _examine(capability, self.capabilities)
+        return tuple(found)
+
     def __iter__(self) -> Iterator[Capability]:
         return iter(self.capabilities)
 
@@ -57,26 +70,50 @@ class CapabilityList:
         return len(self.capabilities)
 
 
-def walk(
-    config: ConfigSpace, standard: dict[int, Layout], extended: dict[int, Layout]
-) -> CapabilityList:
-    """Collect every capability of ``config``; layouts by capability id."""
+def walk(config: ConfigSpace) -> CapabilityList:
+    """Collect every capability of ``config``, without looking into them."""
     capabilities: list[Capability] = []
     findings: list[Finding] = []
     # A VF's vendor and device ID read all ones as well; a status register never does.
     if len(config) >= 8 and config.data[:8] == b"\xff" * 8:
         findings.append(Finding(0, "no-function", "configuration space reads all ones"))
         return CapabilityList((), tuple(findings))
-    _walk_standard(config, standard, capabilities, findings)
-    _walk_extended(config, extended, capabilities, findings)
+    _walk_standard(config, capabilities, findings)
+    _walk_extended(config, capabilities, findings)
     return CapabilityList(tuple(capabilities), tuple(findings))
 
 
+def _examine(capability: Capability, others: tuple[Capability, ...]) -> Iterator[Finding]:
+    layout, start = capability.layout, capability.offset
+    if layout is None:
+        return
+    name = f"{layout.title} at {start:#x}"
+    try:
+        end = start + layout.size(capability)
+    except ConfigRangeError as error:
+        yield Finding(start, "truncated", f"{name}: {error}")
+        return
+    fixed = [
+        start + register.offset + register.width
+        for register in capability.registers()
+        if register in layout.registers
+    ]
+    space = 4096 if capability.extended else 256
+    if end < max(fixed, default=start):
+        text = f"{name} claims {end - start} bytes; its registers take {max(fixed) - start}"
+        yield Finding(start, "bad-length", text)
+    elif end > space:
+        yield Finding(start, "past-end", f"{name} reaches past the end of its space, to {end:#x}")
+    elif end > len(capability.config):
+        yield Finding(start, "truncated", f"{name} was captured in part only")
+    for other in others:
+        if start < other.offset < min(end, space):
+            text = f"{name} reaches to {end:#x}, over a capability at {other.offset:#x}"
+            yield Finding(start, "overlap", text)
+
+
 def _walk_standard(
-    config: ConfigSpace,
-    layouts: dict[int, Layout],
-    capabilities: list[Capability],
-    findings: list[Finding],
+    config: ConfigSpace, capabilities: list[Capability], findings: list[Finding]
 ) -> None:
     if len(config) < 0x40 or not config.u16(0x06) & _STATUS_CAP_LIST:
         return
@@ -104,19 +141,14 @@ def _walk_standard(
             findings.append(Finding(offset, "bad-pointer", f"no capability at {offset:#x}"))
             return
         capabilities.append(
-            Capability(
-                config, offset, cap_id, extended=False, version=0, layout=layouts.get(cap_id)
-            )
+            Capability(config, offset, cap_id, extended=False, version=0, siblings=capabilities)
         )
         source = offset + 1
         offset = config.u8(source) & ~3
 
 
 def _walk_extended(
-    config: ConfigSpace,
-    layouts: dict[int, Layout],
-    capabilities: list[Capability],
-    findings: list[Finding],
+    config: ConfigSpace, capabilities: list[Capability], findings: list[Finding]
 ) -> None:
     if not config.has(_EXTENDED_START, 4):
         return
@@ -143,7 +175,12 @@ def _walk_extended(
             return
         seen.add(offset)
         header = config.u32(offset)
-        if header == 0xFFFFFFFF or (header == 0 and offset == _EXTENDED_START):
+        if header == 0 and offset == _EXTENDED_START:
+            return
+        if header == 0xFFFFFFFF:
+            if offset != _EXTENDED_START:
+                text = f"no extended capability at {offset:#x}: it reads all ones"
+                findings.append(Finding(offset, "bad-pointer", text))
             return
         cap_id = header & 0xFFFF
         if cap_id:  # id 0 is a placeholder that only carries the next pointer
@@ -154,7 +191,7 @@ def _walk_extended(
                     cap_id,
                     extended=True,
                     version=header >> 16 & 0xF,
-                    layout=layouts.get(cap_id),
+                    siblings=capabilities,
                 )
             )
         source = offset + 2
