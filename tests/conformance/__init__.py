@@ -1,0 +1,1 @@
+"""One suite of behaviours, run on the software machine and on a real Linux kernel."""

@@ -1,0 +1,96 @@
+"""Where the outer test run lets the behaviours run, and how it gets their lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from conformance.behaviour import CDEV, COMPAT_NODE, CONTAINER, IOMMUFD, SRIOV
+from conformance.topology import TOPOLOGY
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("VFIOKIT_SHARED") or ROOT / "../shared")
+KERNELS = Path(os.environ.get("VFIOKIT_LAB_KERNELS") or SHARED / "kernels")
+LAB_TIMEOUT_S = 600.0
+
+
+class Backend(NamedTuple):
+    """A kernel to run on."""
+
+    name: str
+    features: frozenset[str]
+    """What it is known to have: a behaviour that needs more does not concern it."""
+    image: str = ""
+    """Kernel of the lab; empty: the software machine."""
+    iommu: str = "intel"
+
+
+MACHINE = Backend("machine", frozenset({CONTAINER, IOMMUFD, CDEV, SRIOV}))
+"""What the software machine stands for; what it lacks is reported as missing."""
+LAB = Backend("linux", MACHINE.features, "bzImage-iommufd")
+COMPAT = Backend(
+    "linux-compat", frozenset({COMPAT_NODE, IOMMUFD, CDEV, SRIOV}), "bzImage-iommufd-compat"
+)
+BACKENDS = (MACHINE, LAB, COMPAT)
+
+
+class UnavailableError(Exception):
+    """A backend cannot run here; says why."""
+
+
+def run(backend: Backend, ids: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Lines by id. Raises :class:`UnavailableError`."""
+    text = _in_the_lab(backend, ids) if backend.image else _here(ids)
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return {str(line["id"]): line for line in lines if "id" in line}
+
+
+def _command(ids: Sequence[str]) -> list[str]:
+    # A whole backend needs no list, and a command line has an end.
+    return [sys.executable, "-m", "conformance.run_here", *(ids if len(ids) < 50 else ())]
+
+
+def _path() -> str:
+    return os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests"))
+
+
+def _here(ids: Sequence[str]) -> str:
+    done = subprocess.run(
+        [*_command(ids), "--backend", "machine"],
+        env={**os.environ, "PYTHONPATH": _path()},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    if done.returncode not in (0, 1):
+        raise AssertionError(f"the runner failed: {done.stderr}")
+    return done.stdout
+
+
+def _in_the_lab(backend: Backend, ids: Sequence[str]) -> str:
+    from vfiokit.lab import Lab
+
+    image = KERNELS / backend.image
+    if not image.exists():
+        raise UnavailableError(f"no {image}; VFIOKIT_LAB_KERNELS names the folder of the kernels")
+    if not shutil.which("qemu-system-x86_64") and not os.environ.get("VFIOKIT_LAB_QEMU"):
+        raise UnavailableError("no qemu-system-x86_64; apt install qemu-system-x86")
+    lab = Lab(
+        topology=TOPOLOGY,
+        kernel=image,
+        iommu=backend.iommu,
+        timeout_s=LAB_TIMEOUT_S,
+        environment={"PYTHONPATH": _path()},
+    )
+    result = lab.run(_command(ids), folder=ROOT)
+    if result.status not in (0, 1):
+        raise AssertionError(f"the runner failed in the guest: {result.stderr.decode()}")
+    return result.text
