@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vfiokit import data
 from vfiokit.errors import FormatError, SourceError
 from vfiokit.host.archive import write_capture
 from vfiokit.host.compression import read_file
-from vfiokit.host.source import open_tree
+from vfiokit.host.source import open_host, open_tree
 from vfiokit.host.sysfs import read_topology
 from vfiokit.host.tree import FolderTree, RecordedTree
 
@@ -90,8 +91,7 @@ def test_record_with_comments_first_is_known(tmp_path: Path, record: bytes) -> N
     [
         (b"", "empty"),
         (b"\n \n", "empty"),
-        (b"00:00.0 Host bridge: Intel Corporation\n00: 86 80\n", "lspci.*not supported yet"),
-        (b"0000:00:00.0 0600: 8086:2f00\n", "lspci.*not supported yet"),
+        (b"Slot:\t0000:00:00.0\nClass:\t0600\n", "lspci -m"),
         (b'<system version="1">\n', "XML"),
         (b"PK\x03\x04rest", "zip"),
         (b"\x7fELF\x02\x01\x01\x00", "binary"),
@@ -117,3 +117,37 @@ def test_absent_file_and_folder_without_sys_are_source_errors(tmp_path: Path) ->
         with pytest.raises(SourceError, match=path.name) as caught:
             open_tree(str(path))
         assert "'demo'" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"00:00.0 Host bridge: Intel Corporation\n00: 86 80\n", "lspci"),
+        (b"0000:00:00.0 0600: 8086:2f00\n", "lspci"),
+        (b"log\n" * 50_000 + b"0000:00:00.0 0600: 8086:2f00\n00: 86 80\n", "lspci"),
+        (b'\n<system version="1"><cpu arch="x"><pci busid="1:2.0"/></cpu></system>', "nccl"),
+    ],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_descriptions_without_files_have_a_topology_only(
+    tmp_path: Path, content: bytes, kind: str, pack: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "host"
+    path.write_bytes(pack(content))
+    host = open_host(str(path))
+    assert (host.kind, host.tree, len(host.topology())) == (kind, None, 1)
+    assert host.limits
+    with pytest.raises(SourceError, match="none of the host's files") as caught:
+        open_tree(str(path))
+    assert "vfiokit capture" in caught.value.hint
+
+
+def test_hosts_with_files_have_both_and_say_what_is_cut(tmp_path: Path) -> None:
+    assert (open_host("demo").kind, open_host("live").kind) == ("record", "live")
+    assert open_host("demo").limits == ()
+    folder = tmp_path / "sys/bus/pci/devices/0000:00:01.0"
+    folder.mkdir(parents=True)
+    (folder / "config").write_bytes(bytes(64))
+    host = open_host(str(tmp_path))
+    assert host.kind == "folder"
+    assert host.limits[0].startswith("1 function cut before the capabilities")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vfiokit.host.source import Host
     from vfiokit.host.tree import Tree
     from vfiokit.kernel.port import Kernel
     from vfiokit.pci.topology import Topology
@@ -26,22 +27,28 @@ class Session:
         journal_folder: Path | None = None,
     ) -> None:
         self.host = host
-        """``live``, ``demo``, or the path of a capture."""
+        """``live``, ``demo``, or the path of a capture or another description of a host."""
         self.journal_folder = journal_folder
         """Where journals go unless the command line says otherwise; ``None``: the default."""
         self._kernel = kernel
-        self._tree: Tree | None = None
+        self._opened: Host | None = None
+        self._limits_said = False
 
     @property
     def tree(self) -> Tree:
-        """The host's files."""
+        """The host's files; :class:`~vfiokit.errors.SourceError` where ``--host`` has none."""
         if self._kernel is not None:
             return self._kernel.tree
-        if self._tree is None:
-            from vfiokit.host.source import open_tree
+        return self._description.files()
 
-            self._tree = open_tree(self.host)
-        return self._tree
+    @property
+    def _description(self) -> Host:
+        """What ``--host`` names."""
+        if self._opened is None:
+            from vfiokit.host.source import open_host
+
+            self._opened = open_host(self.host)
+        return self._opened
 
     @property
     def kernel(self) -> Kernel:
@@ -59,6 +66,19 @@ class Session:
 
     def topology(self) -> Topology:
         """The host's PCI functions as they are now."""
+        if self._kernel is None:
+            self._say_limits()
+            return self._description.topology()
         from vfiokit.host.sysfs import read_topology
 
-        return read_topology(self.tree)
+        return read_topology(self._kernel.tree)
+
+    def _say_limits(self) -> None:
+        """Once, and on standard error: what a description without files cannot tell."""
+        if self._description.tree is not None or self._limits_said:
+            return
+        from vfiokit.cli.render import note
+
+        self._limits_said = True
+        for limit in self._description.limits:
+            note(f"note: {limit}")
