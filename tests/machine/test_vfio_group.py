@@ -111,7 +111,7 @@ BEFORE_CONTAINER: list[tuple[str, Action, int]] = [
         lambda h, g, _c: h.kernel.ioctl(g, abi.VFIO_GROUP_GET_STATUS, 0),
         errno.EFAULT,
     ),
-    ("container -1", lambda h, g, _c: h.set_container(g, -1), errno.EINVAL),
+    ("container -1", lambda h, g, _c: h.set_container(g, -1), errno.EBADF),
     ("container not open", lambda h, g, _c: h.set_container(g, 1 << 29), errno.EBADF),
     ("group as container", lambda h, g, _c: h.set_container(g, g), errno.EBADFD),
     (

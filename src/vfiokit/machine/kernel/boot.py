@@ -6,14 +6,14 @@ Source: Linux ``drivers/pci/pci.c:pci_enable_acs``, ``drivers/iommu/iommu.c``.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vfiokit.host.tree import Tree, resolve
 from vfiokit.isolation.alias import aliases
 from vfiokit.machine.fabric import Fabric
 from vfiokit.machine.iommu.vtd import VtdUnit
 from vfiokit.machine.kernel.pci_device import bar_resources
-from vfiokit.machine.kernel.vfs import File, FileSystem, Link
+from vfiokit.machine.kernel.vfs import DeviceNode, File, FileSystem, Link
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.config import ConfigSpace
@@ -170,6 +170,19 @@ def add_iommus(files: FileSystem, fabric: Fabric, places: Mapping[Bdf, str]) -> 
         served = unit_of(fabric, bdf)
         if served is not None:
             add_link(files, f"{place}/iommu", f"/sys/devices/virtual/iommu/{served.name}")
+
+
+def add_iommufd(files: FileSystem, opener: Callable[[], object]) -> None:
+    """``/dev/iommu`` and its place in sysfs."""
+    files.add("/dev/iommu", DeviceNode(opener))
+    folder = "/sys/devices/virtual/misc/iommu"
+    if not files.exists(folder):
+        files.add(f"{folder}/dev", File(b"10:258\n"))
+        uevent = b"MAJOR=10\nMINOR=258\nDEVNAME=iommu\nDEVMODE=0660\n"
+        files.add(f"{folder}/uevent", File(uevent))
+    add_link(files, "/sys/class/misc/iommu", folder)
+    parameter = "/sys/module/iommufd/parameters/allow_unsafe_interrupts"
+    files.add(parameter, File(b"N\n"))
 
 
 def add_modules(files: FileSystem) -> None:

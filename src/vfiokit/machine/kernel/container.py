@@ -14,6 +14,8 @@ from vfiokit.abi import vfio as abi
 from vfiokit.machine.kernel.argument import Argument, buffer_of, fetch, store
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.iommu_group import IommuGroup
+from vfiokit.machine.kernel.iommufd_compat import ensure_compat_ioas
+from vfiokit.machine.kernel.iommufd_context import IommufdContext
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.type1 import Type1
@@ -117,8 +119,12 @@ class VfioGroup:
         self.iommu = iommu
         self.sources: list[VfioDeviceSource] = []
         self.container: Container | None = None
+        self.iommufd: IommufdContext | None = None
+        """An iommufd in the place of a container."""
         self.opened: GroupFile | None = None
         self.open_devices = 0
+        self.bound_devices = 0
+        """Members that are in use by their own nodes."""
         self._file_of = file_of
 
     @property
@@ -127,45 +133,63 @@ class VfioGroup:
         return self.iommu.number
 
     def open(self) -> GroupFile:
-        """``open("/dev/vfio/N")``: ENODEV without devices, EBUSY while it is open."""
+        """``open("/dev/vfio/N")``: ENODEV without devices; EBUSY while it is open.
+
+        EBUSY, too, while a member is bound by its own node.
+        """
         if not self.sources:
             raise failure(errno.ENODEV, f"group {self.number} has no function on vfio-pci")
-        if self.opened is not None:
+        if self.opened is not None or self.bound_devices:
             raise failure(errno.EBUSY, f"group {self.number} is open already")
         self.opened = GroupFile(self)
         return self.opened
 
     def status(self) -> int:
         """Flags of ``VFIO_GROUP_GET_STATUS``."""
-        if self.container is not None:
+        if self.container is not None or self.iommufd is not None:
             return abi.VFIO_GROUP_FLAGS_CONTAINER_SET | abi.VFIO_GROUP_FLAGS_VIABLE
         return abi.VFIO_GROUP_FLAGS_VIABLE if self.iommu.claimable else 0
 
     def set_container(self, fd: int) -> None:
-        """``VFIO_GROUP_SET_CONTAINER``."""
-        if fd < 0:
-            raise failure(errno.EINVAL, f"{fd} is no descriptor")
+        """``VFIO_GROUP_SET_CONTAINER``: a container, or an iommufd that acts as one."""
         file = self._file_of(fd)
-        if self.container is not None:
+        if self.container is not None or self.iommufd is not None:
             raise failure(errno.EINVAL, f"group {self.number} has a container already")
-        if not isinstance(file, Container):
+        if isinstance(file, IommufdContext):
+            ensure_compat_ioas(file)
+            file.hold()
+            self.iommufd = file
+        elif isinstance(file, Container):
+            file.attach(self)
+            self.container = file
+        else:
             raise failure(errno.EBADFD, f"{file.name} is no container")
-        file.attach(self)
-        self.container = file
 
     def unset_container(self) -> None:
         """``VFIO_GROUP_UNSET_CONTAINER``."""
-        if self.container is None:
+        if self.iommufd is not None:
+            self.leave_container()  # even with open devices
+        elif self.container is None:
             raise failure(errno.EINVAL, f"group {self.number} has no container")
-        if self.open_devices:
+        elif self.open_devices:
             raise failure(errno.EBUSY, f"a device of group {self.number} is open")
-        container, self.container = self.container, None
-        container.detach(self)
+        else:
+            self.leave_container()
+
+    def leave_container(self) -> None:
+        """Out of the container or the iommufd, if it is in one."""
+        if self.container is not None:
+            container, self.container = self.container, None
+            container.detach(self)
+        if self.iommufd is not None:
+            iommufd, self.iommufd = self.iommufd, None
+            iommufd.drop()
 
     def device_file(self, request: str) -> OpenFile:
         """The open file behind ``VFIO_GROUP_GET_DEVICE_FD``."""
         source = self._find(request)
-        if self.container is None or self.container.driver is None:
+        ready = self.container is not None and self.container.driver is not None
+        if not ready and self.iommufd is None:
             raise failure(errno.EINVAL, f"group {self.number} has no container with an IOMMU")
         file = source.open(self)
         assert self.opened is not None
@@ -222,9 +246,7 @@ class GroupFile(OpenFile):
     def release(self) -> None:
         """Open devices hold the group, so none is left: leave the container."""
         self.group.opened = None
-        if self.group.container is not None:
-            container, self.group.container = self.group.container, None
-            container.detach(self.group)
+        self.group.leave_container()
 
 
 def _token(options: str) -> str | None:

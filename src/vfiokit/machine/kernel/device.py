@@ -15,7 +15,7 @@ from vfiokit.abi import pci_regs as regs
 from vfiokit.abi import vfio as abi
 from vfiokit.machine.clock import Clock
 from vfiokit.machine.kernel import hot_reset
-from vfiokit.machine.kernel.argument import Argument, append_chain, fetch, store
+from vfiokit.machine.kernel.argument import Argument, append_chain, buffer_of, fetch, store
 from vfiokit.machine.kernel.atomic import enable_atomics
 from vfiokit.machine.kernel.config_space import VirtualConfig
 from vfiokit.machine.kernel.container import VfioGroup
@@ -23,6 +23,10 @@ from vfiokit.machine.kernel.event import Event, EventWatch
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.feature import device_feature
 from vfiokit.machine.kernel.ioeventfd import IoEventfds
+from vfiokit.machine.kernel.iommu_group import IommuGroup
+from vfiokit.machine.kernel.iommufd_compat import compat_ioas
+from vfiokit.machine.kernel.iommufd_context import IommufdContext
+from vfiokit.machine.kernel.iommufd_device import IommufdDevice, bind
 from vfiokit.machine.kernel.irq import ERR, MSI, REQ, Irqs, msix_place
 from vfiokit.machine.kernel.message import Interrupts
 from vfiokit.machine.kernel.open_file import OpenFile
@@ -65,6 +69,10 @@ class Host(Protocol):
         """The open file of a descriptor; EBADF."""
         ...
 
+    def group_of(self, device: PciDevice) -> IommuGroup | None:
+        """The IOMMU group of a function."""
+        ...
+
     def vfio_device(self, device: PciDevice) -> VfioPciDevice | None:
         """The same function's vfio-pci state; ``None`` when it is bound to something else."""
         ...
@@ -75,14 +83,16 @@ class VfioPciDevice:
 
     def __init__(self, device: PciDevice, host: Host) -> None:
         self.device = device
-        self._host = host
+        self.host = host
         self.open_count = 0
         self.token: str | None = None
         self.physical: Callable[[], VfioPciDevice | None] = lambda: None
         """The PF's state, for a VF whose PF is on vfio-pci too."""
         self.virtual_users: Callable[[], int] = lambda: 0
         """How many VFs of this PF are open."""
-        self._opened: _Opened | None = None
+        self.binding: IommufdDevice | None = None
+        """What it is in the iommufd that owns it."""
+        self._opened: Opened | None = None
         self._idle_state: dict[tuple[int, int], int] | None = None
 
     # -- binding ------------------------------------------------------------------------------
@@ -132,21 +142,50 @@ class VfioPciDevice:
         elif token is not None:
             self.token = token
 
-    def open(self, group: VfioGroup) -> OpenFile:
-        """A new open file; the first one enables and resets the function."""
+    def start(self, context: IommufdContext | None = None) -> Opened:
+        """One user more; the first one binds it to ``context``, enables and resets it.
+
+        EPERM when its group is used by others, without isolated MSI.
+        """
         if self._opened is None:
-            self._wake()
-            self._opened = _Opened(self, self._host)
+            if context is not None:
+                group = self.host.group_of(self.device)
+                assert group is not None
+                self.binding = bind(context, self.device, group)
+            try:
+                self._wake()
+                self._opened = Opened(self, self.host)
+            except OSError:
+                self._unbind()
+                raise
         self.open_count += 1
-        return DeviceFile(self, self._opened, group)
+        return self._opened
+
+    def open(self, group: VfioGroup) -> OpenFile:
+        """A new open file of the group; with an iommufd as container it is attached to its IOAS."""
+        context = group.iommufd
+        opened = self.start(context)
+        if context is not None and self.binding is not None and not self.binding.is_attached:
+            try:
+                self.binding.attach(compat_ioas(context).id)
+            except OSError:
+                self.closed()
+                raise
+        return GroupDeviceFile(self, opened, group)
 
     def closed(self) -> None:
-        """One open file less; the last one resets and restores the function."""
+        """One user less; the last one resets and restores the function."""
         self.open_count -= 1
         if not self.open_count and self._opened is not None:
             opened, self._opened = self._opened, None
             opened.close()
             self._idle()
+            self._unbind()
+
+    def _unbind(self) -> None:
+        if self.binding is not None:
+            binding, self.binding = self.binding, None
+            binding.unbind()
 
     def report_error(self) -> None:
         """An uncorrectable error of the function: signal ERR."""
@@ -159,7 +198,7 @@ class VfioPciDevice:
             self._opened.power_state = D0
 
 
-class _Opened:
+class Opened:
     """What exists while at least one descriptor of the function is open."""
 
     def __init__(self, owner: VfioPciDevice, host: Host) -> None:
@@ -296,12 +335,22 @@ class DeviceFile(OpenFile):
 
     name = "a VFIO device"
 
-    def __init__(self, owner: VfioPciDevice, opened: _Opened, group: VfioGroup) -> None:
+    def __init__(self, owner: VfioPciDevice) -> None:
         super().__init__()
         self._owner = owner
-        self._opened = opened
-        self._group = group
-        self._requests: dict[int, Callable[[Argument], int]] = {
+        self._started: Opened | None = None
+        self._requests: dict[int, Callable[[Argument], int]] = {}
+
+    @property
+    def _opened(self) -> Opened:
+        """The function in use; EINVAL while the descriptor gives no access yet."""
+        if self._started is None:
+            raise failure(errno.EINVAL, "the device is not bound to an iommufd yet")
+        return self._started
+
+    def _begin(self, opened: Opened) -> None:
+        self._started = opened
+        self._requests = {
             abi.VFIO_DEVICE_GET_INFO: self._get_info,
             abi.VFIO_DEVICE_GET_REGION_INFO: opened.regions.get_info,
             abi.VFIO_DEVICE_GET_IRQ_INFO: opened.irqs.get_info,
@@ -314,14 +363,13 @@ class DeviceFile(OpenFile):
         }
 
     def ioctl(self, request: int, argument: Argument) -> int:
-        """A ``VFIO_DEVICE_*`` request; those of a device node without group are EINVAL."""
-        if request == abi.VFIO_DEVICE_BIND_IOMMUFD:
-            raise failure(errno.EINVAL, "the device was opened through its group")
+        """A ``VFIO_DEVICE_*`` request; EINVAL before the descriptor gives access."""
+        opened = self._opened
         action = self._requests.get(request)
         if action is None:
             return super().ioctl(request, argument)
         if request != abi.VFIO_DEVICE_FEATURE:
-            self._opened.touched()
+            opened.touched()
         return action(argument)
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -343,8 +391,9 @@ class DeviceFile(OpenFile):
 
     def release(self) -> None:
         """The last descriptor and mapping are gone."""
-        self._owner.closed()
-        self._group.device_closed()
+        if self._started is not None:
+            self._started = None
+            self._owner.closed()
 
     def _get_info(self, argument: Argument) -> int:
         kind = abi.vfio_device_info
@@ -375,8 +424,14 @@ class DeviceFile(OpenFile):
         self._opened.power_state = D0
         return 0
 
+    @property
+    def _ownership(self) -> hot_reset.ByIommufd | None:
+        """How a hot reset learns what the user owns; ``None``: by groups."""
+        return None
+
     def _hot_reset_info(self, argument: Argument) -> int:
-        return hot_reset.get_info(self._opened.device, self._opened.host.buses, argument)
+        opened = self._opened
+        return hot_reset.get_info(opened.device, opened.host.buses, argument, self._ownership)
 
     def _hot_reset(self, argument: Argument) -> int:
         host = self._opened.host
@@ -390,7 +445,28 @@ class DeviceFile(OpenFile):
             self._opened.device,
             host.buses,
             argument,
-            host.file_of,
+            self._ownership or hot_reset.ByGroups(host.file_of),
             lambda device: host.vfio_device(device) is not None,
             after,
         )
+
+
+class GroupDeviceFile(DeviceFile):
+    """A device opened through its group."""
+
+    def __init__(self, owner: VfioPciDevice, opened: Opened, group: VfioGroup) -> None:
+        super().__init__(owner)
+        self._group = group
+        self._begin(opened)
+
+    def ioctl(self, request: int, argument: Argument) -> int:
+        """A ``VFIO_DEVICE_*`` request; EINVAL for binding, which is for nodes of devices."""
+        if request == abi.VFIO_DEVICE_BIND_IOMMUFD:
+            buffer_of(argument, 4)
+            raise failure(errno.EINVAL, "the device was opened through its group")
+        return super().ioctl(request, argument)
+
+    def release(self) -> None:
+        """The last descriptor and mapping are gone."""
+        super().release()
+        self._group.device_closed()

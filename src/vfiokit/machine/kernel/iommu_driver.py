@@ -13,13 +13,19 @@ from vfiokit.machine.iommu.remap import MSI_BASE, MSI_END
 from vfiokit.machine.iommu.tables import ADDRESS_WIDTH, ContextTables, SecondStage
 from vfiokit.machine.iommu.vtd import VtdUnit
 from vfiokit.machine.kernel.failure import failure
-from vfiokit.machine.kernel.iommu_group import DomainKind, IommuGroup, PagingDomain
+from vfiokit.machine.kernel.iommu_group import (
+    DomainKind,
+    IommuGroup,
+    PagingDomain,
+    UnitRegisters,
+)
 from vfiokit.machine.kernel.pci_device import PciDevice
-from vfiokit.machine.memory import PhysicalMemory
+from vfiokit.machine.memory import PAGE, PhysicalMemory
 
 PAGE_SIZES = 0x4020_1000
 """4 KiB, 2 MiB and 1 GiB leaves."""
 
+_LARGEST_LEAF = 1 << 30
 _REMAP_ENTRIES = 4096
 _IDENTITY_DOMAIN = 1
 _FIRST_DOMAIN = 2
@@ -42,6 +48,15 @@ class Domain:
         self.table = SecondStage(memory)
         self.units: dict[VtdUnit, int] = {}
         """Units with context entries for this domain, and how many."""
+
+    @property
+    def large_pages(self) -> bool:
+        """Whether leaves of more than 4 KiB are made."""
+        return self.table.largest_leaf > PAGE
+
+    @large_pages.setter
+    def large_pages(self, wanted: bool) -> None:
+        self.table.largest_leaf = _LARGEST_LEAF if wanted else PAGE
 
     def map(self, iova: int, hpa: int, length: int, *, read: bool, write: bool) -> None:
         """Map ``length`` contiguous bytes; ENOMEM when there is no memory for tables."""
@@ -115,15 +130,26 @@ class VtdDriver:
             for requester_id in self._aliases(device):
                 self._point(unit, requester_id, domain)
 
+    @property
+    def aperture(self) -> Range:
+        """48 bits."""
+        return 0, (1 << ADDRESS_WIDTH) - 1
+
+    def registers(self, device: PciDevice) -> UnitRegisters | None:
+        """Capability registers of the unit in front of ``device``."""
+        unit = self._unit_of(device)
+        return UnitRegisters(unit.cap, unit.ecap) if unit is not None else None
+
+    def reserved_ranges(self, group: IommuGroup) -> list[Range]:
+        """The interrupt range and what firmware keeps."""
+        return [(MSI_BASE, MSI_END - 1), *self._reserved(group.number)]
+
     def usable_ranges(self, groups: list[IommuGroup]) -> list[Range]:
-        """The 48-bit aperture without the interrupt range and the groups' reserved ranges."""
+        """The aperture without the ranges that ``groups`` reserve."""
         if not groups:
             return []
-        ranges = [(0, (1 << ADDRESS_WIDTH) - 1)]
-        holes = [(MSI_BASE, MSI_END - 1)]
-        for group in groups:
-            holes += self._reserved(group.number)
-        for first, last in holes:
+        ranges = [self.aperture]
+        for first, last in (hole for group in groups for hole in self.reserved_ranges(group)):
             ranges = [
                 piece
                 for low, high in ranges

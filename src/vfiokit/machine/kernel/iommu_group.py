@@ -1,14 +1,14 @@
 """IOMMU groups, who owns their DMA, and which domain their devices are attached to.
 
 Source: Linux ``drivers/iommu/iommu.c`` (``iommu_device_use_default_domain``,
-``iommu_group_claim_dma_owner``).
+``iommu_group_claim_dma_owner``, ``iommu_device_claim_dma_owner``).
 """
 
 from __future__ import annotations
 
 import errno
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.pci_device import PciDevice
@@ -21,8 +21,23 @@ class DomainKind(Enum):
     BLOCKED = "blocked"
 
 
+class UnitRegisters(NamedTuple):
+    """Capabilities of a VT-d unit."""
+
+    cap: int
+    ecap: int
+
+    @property
+    def ats(self) -> bool:
+        """Whether it answers translation requests of devices."""
+        return bool(self.ecap & 1 << 2)
+
+
 class PagingDomain(Protocol):
     """An I/O page table that groups can be attached to."""
+
+    large_pages: bool
+    """Whether what is mapped from now on may use pages larger than the smallest."""
 
     @property
     def page_sizes(self) -> int:
@@ -61,6 +76,19 @@ class Iommus(Protocol):
         """Point the context entries of ``devices`` and their aliases at ``domain``."""
         ...
 
+    @property
+    def aperture(self) -> tuple[int, int]:
+        """First and last IOVA that a domain can translate."""
+        ...
+
+    def registers(self, device: PciDevice) -> UnitRegisters | None:
+        """What the IOMMU of ``device`` is; ``None`` when it has none."""
+        ...
+
+    def reserved_ranges(self, group: IommuGroup) -> list[tuple[int, int]]:
+        """IOVA ranges that devices of ``group`` keep for themselves, the MSI window included."""
+        ...
+
     def usable_ranges(self, groups: list[IommuGroup]) -> list[tuple[int, int]]:
         """IOVA ranges ``(first, last)`` that every group can use; empty without groups."""
         ...
@@ -85,6 +113,7 @@ class IommuGroup:
         self.users = 0
         """Functions bound to drivers that use the DMA API."""
         self.owner: object | None = None
+        self._claims = 0
         self.default = default
         self.domain: PagingDomain | DomainKind = default
         self._iommus = iommus
@@ -126,12 +155,22 @@ class IommuGroup:
                 + ("has an owner" if self.owner is not None else "is in use by host drivers"),
             )
         self.owner = owner
+        self._claims = 1
         self._point_at(DomainKind.BLOCKED)
 
+    def claim_device(self, owner: object) -> None:
+        """A user takes a member over; EPERM as :meth:`claim`, except that its own do not count."""
+        if self.owner is owner:
+            self._claims += 1
+        else:
+            self.claim(owner)
+
     def release(self) -> None:
-        """The user gave the group back."""
-        self.owner = None
-        self._point_at(self.default)
+        """The user gave back what it claimed; with the last claim the group is free."""
+        self._claims -= 1
+        if not self._claims:
+            self.owner = None
+            self._point_at(self.default)
 
     def attach(self, domain: PagingDomain) -> None:
         """Let the members translate through ``domain``."""

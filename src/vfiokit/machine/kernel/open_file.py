@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from vfiokit.kernel.port import Mapping
 from vfiokit.machine.kernel.argument import Argument
@@ -54,3 +55,32 @@ class OpenFile:
         """``mmap(2)`` shared; ENODEV where the file cannot be mapped."""
         del length, offset, protection
         raise failure(errno.ENODEV, f"{self.name} cannot be mapped")
+
+
+class Stream(OpenFile):
+    """A file without offsets: a pipe, a queue, an eventfd."""
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """ESPIPE."""
+        del length, offset
+        raise failure(errno.ESPIPE, f"{self.name} is a stream")
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """ESPIPE."""
+        del data, offset
+        raise failure(errno.ESPIPE, f"{self.name} is a stream")
+
+
+class ForeignFile(Stream):
+    """A descriptor of the process that is none of the machine's, such as an eventfd."""
+
+    name = "a file of the process"
+
+
+def foreign_file(fd: int) -> ForeignFile:
+    """The process's own descriptor ``fd``; EBADF when it is not open."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise failure(errno.EBADF, f"descriptor {fd}") from None
+    return ForeignFile()

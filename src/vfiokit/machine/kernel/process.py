@@ -100,6 +100,12 @@ class AddressSpace:
         region = self._insert(length, hpa, PAGE_SIZE, mmio=True, on_free=lambda: None)
         return region.vaddr, lambda: self._unmap(region)
 
+    def map_frames(self, owner: Region, hpa: int, length: int) -> tuple[int, Callable[[], None]]:
+        """Give frames of ``owner`` a virtual address; and how to unmap them."""
+        owner.pin()
+        region = self._insert(length, hpa, PAGE_SIZE, mmio=False, on_free=owner.unpin)
+        return region.vaddr, lambda: self._unmap(region)
+
     def resolve(self, vaddr: int, length: int) -> tuple[Region, Extent]:
         """The region and the memory behind ``[vaddr, vaddr + length)``.
 

@@ -12,6 +12,7 @@ from vfiokit.kernel.port import Mapping as DeviceMapping
 from vfiokit.machine.clock import Clock
 from vfiokit.machine.kernel import boot, native
 from vfiokit.machine.kernel.argument import Argument
+from vfiokit.machine.kernel.container import Container
 from vfiokit.machine.kernel.device import VfioPciDevice
 from vfiokit.machine.kernel.driver import DeviceId, PciBus, PciDriver
 from vfiokit.machine.kernel.event import EventWatch
@@ -19,7 +20,11 @@ from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.hardware import HardwareInterrupts, PciCore
 from vfiokit.machine.kernel.iommu_driver import VtdDriver
 from vfiokit.machine.kernel.iommu_group import DomainKind, IommuGroup
-from vfiokit.machine.kernel.open_file import OpenFile
+from vfiokit.machine.kernel.iommufd import IommufdFile
+from vfiokit.machine.kernel.iommufd_context import Surroundings
+from vfiokit.machine.kernel.locked_memory import LockedMemory
+from vfiokit.machine.kernel.memory_file import MemoryFile
+from vfiokit.machine.kernel.open_file import OpenFile, foreign_file
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace, ProcessMemory
 from vfiokit.machine.kernel.sysfs import ConfigFile, live_files, static_files
@@ -46,6 +51,8 @@ class SoftwareKernel:
     ``base`` it shows the files of that recording, and ``topology`` tells what was recorded of each
     function. ``groups`` overrides the IOMMU group of every function. ``locked_limit`` is
     RLIMIT_MEMLOCK in bytes (``None``: unlimited), ``dma_entry_limit`` the module parameter.
+    How the kernel is configured: ``iommufd`` gives ``/dev/iommu``, ``cdev`` (with it) nodes of
+    devices, ``iommufd_compat_container`` makes ``/dev/vfio/vfio`` another ``/dev/iommu``.
     """
 
     def __init__(
@@ -60,10 +67,14 @@ class SoftwareKernel:
         locked_limit: int | None = None,
         dma_entry_limit: int = DMA_ENTRY_LIMIT,
         allow_unsafe_interrupts: bool = False,
+        iommufd: bool = True,
+        cdev: bool = True,
+        iommufd_compat_container: bool = False,
     ) -> None:
         self.machine = machine
         self.files = FileSystem(base)
         self.process = AddressSpace(machine.memory)
+        self.locked = LockedMemory(locked_limit)
         self.watch = EventWatch()
         self.interrupts = HardwareInterrupts(machine.fabric)
         self.core = PciCore(machine.fabric)
@@ -94,15 +105,15 @@ class SoftwareKernel:
             self,
             self.group_of,
             self.core.virtual_functions,
-            lambda v2: Type1(
-                self.process,
-                self.iommus,
-                v2=v2,
-                locked_limit=locked_limit,
-                entry_limit=dma_entry_limit,
-            ),
+            self._new_iommufd
+            if iommufd_compat_container
+            else lambda: self._new_container(dma_entry_limit),
+            lambda device: self._places[device.bdf],
+            device_nodes=iommufd and cdev,
         )
         self.vfio.install = self._install
+        if iommufd:
+            boot.add_iommufd(self.files, self._new_iommufd)
         boot.add_iommus(self.files, machine.fabric, self._places)
         boot.add_modules(self.files)
         self._add_drivers(topology, native_drivers=native_drivers)
@@ -129,7 +140,17 @@ class SoftwareKernel:
         return self.vfio.devices.get(device.bdf)
 
     def file_of(self, fd: int) -> OpenFile:
-        """The open file behind a descriptor; EBADF."""
+        """The open file behind a descriptor that a request names; EBADF.
+
+        Descriptors of the process stand for themselves, so that the answer to an eventfd in the
+        place of a container is that it is none.
+        """
+        if fd < FIRST_FD:
+            return foreign_file(fd)
+        return self._file(fd)
+
+    def _file(self, fd: int) -> OpenFile:
+        """The open file behind a descriptor of a system call; EBADF."""
         try:
             return self._descriptors[fd]
         except KeyError:
@@ -174,7 +195,7 @@ class SoftwareKernel:
         if fd < FIRST_FD:
             linux.close(fd)
             return
-        file = self.file_of(fd)
+        file = self._file(fd)
         del self._descriptors[fd]
         file.drop()
         self._settle()
@@ -182,21 +203,21 @@ class SoftwareKernel:
     def ioctl(self, fd: int, request: int, argument: Argument = 0) -> int:
         """``ioctl(2)``."""
         self.watch.poll()
-        result = self.file_of(fd).ioctl(request, argument)
+        result = self._file(fd).ioctl(request, argument)
         self._settle()
         return result
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         """``pread(2)``."""
         self.watch.poll()
-        data = self.file_of(fd).pread(length, offset)
+        data = self._file(fd).pread(length, offset)
         self._settle()
         return data
 
     def pwrite(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> int:
         """``pwrite(2)``."""
         self.watch.poll()
-        written = self.file_of(fd).pwrite(bytes(data), offset)
+        written = self._file(fd).pwrite(bytes(data), offset)
         self._settle()
         return written
 
@@ -204,11 +225,15 @@ class SoftwareKernel:
         self, fd: int, length: int, offset: int, protection: int = PROT_READ | PROT_WRITE
     ) -> DeviceMapping:
         """``mmap(2)``, shared."""
-        return self.file_of(fd).mmap(length, offset, protection)
+        return self._file(fd).mmap(length, offset, protection)
 
     def allocate(self, length: int, *, huge_page_size: int = 0) -> ProcessMemory:
         """Memory of the machine that map requests may name."""
         return self.process.allocate(length, huge_page_size)
+
+    def memfd(self, length: int) -> int:
+        """A file of ``length`` zeroed bytes of the machine's memory (``memfd_create``)."""
+        return self._install(MemoryFile(self.process, self.machine.memory, length))
 
     def eventfd(self, initial: int = 0, flags: int = EFD_CLOEXEC | EFD_NONBLOCK) -> int:
         """A real eventfd of this process."""
@@ -233,6 +258,18 @@ class SoftwareKernel:
     def _settle(self) -> None:
         if self.clock.pending:
             self.clock.settle()
+
+    def _new_container(self, entry_limit: int) -> OpenFile:
+        return Container(
+            lambda v2: Type1(
+                self.process, self.iommus, v2=v2, locked=self.locked, entry_limit=entry_limit
+            )
+        )
+
+    def _new_iommufd(self) -> OpenFile:
+        return IommufdFile(
+            Surroundings(self.process, self.iommus, self.locked, self.file_of, self._install)
+        )
 
     # -- coming up ----------------------------------------------------------------------------
 

@@ -12,8 +12,10 @@ from vfiokit.abi import vfio as abi
 from vfiokit.machine.kernel.argument import Argument, append_chain, buffer_of, fetch, store
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.iommu_group import IommuGroup, Iommus, PagingDomain
+from vfiokit.machine.kernel.iova_set import IovaSet
+from vfiokit.machine.kernel.locked_memory import LockedMemory
 from vfiokit.machine.kernel.process import AddressSpace
-from vfiokit.machine.kernel.type1_dma import Dma, DmaSet
+from vfiokit.machine.kernel.type1_dma import Dma
 
 DMA_ENTRY_LIMIT = 65535
 """Default of the module parameter ``dma_entry_limit``."""
@@ -30,8 +32,8 @@ _BITMAP_SIZE_MAX = (_BITMAP_PAGES_MAX + 63) // 64 * 8
 class Type1:
     """The address space of one container.
 
-    ``v2`` is ``VFIO_TYPE1v2_IOMMU``: unmapping may not cut a mapping. ``locked_limit`` is
-    RLIMIT_MEMLOCK in bytes; ``None`` for no limit (CAP_IPC_LOCK).
+    ``v2`` is ``VFIO_TYPE1v2_IOMMU``: unmapping may not cut a mapping. Its memory counts as the
+    process's in ``locked``.
     """
 
     def __init__(
@@ -40,16 +42,15 @@ class Type1:
         iommus: Iommus,
         *,
         v2: bool,
-        locked_limit: int | None = None,
+        locked: LockedMemory,
         entry_limit: int = DMA_ENTRY_LIMIT,
     ) -> None:
         self._process = process
         self._iommus = iommus
         self._v2 = v2
-        self._locked_limit = locked_limit
-        self._locked = 0
+        self._locked = locked
         self._available = entry_limit
-        self._mappings = DmaSet()
+        self._mappings: IovaSet[Dma] = IovaSet()
         self._domain: PagingDomain | None = None
         self._groups: list[IommuGroup] = []
         self._tracking = False
@@ -140,6 +141,7 @@ class Type1:
         info, view = fetch(kind, argument, kind.OFFSETS["cap_offset"])
         asked = info.argsz
         info.flags = abi.VFIO_IOMMU_INFO_PGSIZES | abi.VFIO_IOMMU_INFO_CAPS
+        info.pad = 0
         info.iova_pgsizes = self.page_sizes
         info.cap_offset, info.argsz = append_chain(self._capabilities(), view, asked, kind.SIZE)
         store(info, view, min(asked, kind.SIZE))
@@ -207,12 +209,6 @@ class Type1:
             raise failure(errno.EINVAL, f"iova {request.iova:#x}-{last:#x} is not usable")
         region, extent = self._process.resolve(request.vaddr, request.size)
         accounted = 0 if extent.mmio else request.size
-        if self._locked_limit is not None and self._locked + accounted > self._locked_limit:
-            raise failure(
-                errno.ENOMEM,
-                f"{self._locked + accounted:#x} bytes locked, RLIMIT_MEMLOCK is "
-                f"{self._locked_limit:#x}",
-            )
         dma = Dma(
             request.iova,
             request.size,
@@ -222,9 +218,13 @@ class Type1:
             readable=bool(request.flags & abi.VFIO_DMA_MAP_FLAG_READ),
             writable=bool(request.flags & abi.VFIO_DMA_MAP_FLAG_WRITE),
         )
-        self._map(dma)
+        self._locked.charge(accounted)
+        try:
+            self._map(dma)
+        except OSError:
+            self._locked.uncharge(accounted)
+            raise
         region.pin()
-        self._locked += accounted
         self._available -= 1
         self._mappings.add(dma)
 
@@ -239,7 +239,7 @@ class Type1:
             self._domain.unmap(dma.iova, dma.size)
         self._mappings.remove(dma)
         self._available += 1
-        self._locked -= 0 if dma.extent.mmio else dma.size
+        self._locked.uncharge(0 if dma.extent.mmio else dma.size)
         dma.region.unpin()
 
     # -- unmap --------------------------------------------------------------------------------

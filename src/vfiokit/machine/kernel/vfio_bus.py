@@ -1,6 +1,6 @@
-"""The vfio-pci driver and the nodes that groups get: ``/dev/vfio/N`` and its place in sysfs.
+"""The vfio-pci driver, and the nodes that groups and functions get, with their place in sysfs.
 
-Source: Linux ``drivers/vfio/{group,vfio_main}.c``, ``vfio_pci_core.c``
+Source: Linux ``drivers/vfio/{group,vfio_main,device_cdev}.c``, ``vfio_pci_core.c``
 (``vfio_pci_core_register_device``).
 """
 
@@ -10,21 +10,25 @@ import errno
 from collections.abc import Callable
 
 from vfiokit.abi import pci_regs as regs
-from vfiokit.machine.kernel.container import Container, GroupFile, VfioGroup
+from vfiokit.machine.kernel.boot import relative
+from vfiokit.machine.kernel.cdev import CdevFile
+from vfiokit.machine.kernel.container import GroupFile, VfioGroup
 from vfiokit.machine.kernel.device import Host, VfioPciDevice
 from vfiokit.machine.kernel.driver import DeviceId, PciDriver
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.iommu_group import IommuGroup
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.pci_device import PciDevice
-from vfiokit.machine.kernel.type1 import Type1
 from vfiokit.machine.kernel.vfs import DeviceNode, File, FileSystem, Link
 from vfiokit.pci.address import Bdf
 
 NAME = "vfio-pci"
 
 _MAJOR = 511
+_DEVICE_MAJOR = 510
 _CLASS = "/sys/class/vfio"
+_DEVICE_CLASS = "/sys/class/vfio-dev"
+_NODES = "/dev/vfio/devices"
 _VIRTUAL = "/sys/devices/virtual/vfio"
 
 
@@ -37,12 +41,19 @@ class VfioBus:
         host: Host,
         group_of: Callable[[PciDevice], IommuGroup | None],
         virtual_functions: Callable[[PciDevice], list[PciDevice]],
-        new_type1: Callable[[bool], Type1],
+        new_container: Callable[[], OpenFile],
+        folder_of: Callable[[PciDevice], str],
+        *,
+        device_nodes: bool,
     ) -> None:
+        """``folder_of`` a function in sysfs; ``device_nodes``: CONFIG_VFIO_DEVICE_CDEV."""
         self._files = files
         self._host = host
         self._group_of = group_of
         self._virtual_functions = virtual_functions
+        self._folder_of = folder_of
+        self._device_nodes = device_nodes
+        self._numbers: dict[Bdf, int] = {}
         self.groups: dict[int, VfioGroup] = {}
         self.devices: dict[Bdf, VfioPciDevice] = {}
         self.install: Callable[[OpenFile], int] = lambda _file: -1
@@ -50,8 +61,11 @@ class VfioBus:
         self.driver = PciDriver(
             NAME, [DeviceId(override_only=True)], self._probe, self._remove, managed_dma=True
         )
-        files.add("/dev/vfio/vfio", DeviceNode(lambda: Container(new_type1)))
+        files.add("/dev/vfio/vfio", DeviceNode(new_container))
         files.folder(_CLASS)
+        files.folder(_DEVICE_CLASS)
+        if device_nodes:
+            files.folder(_NODES)
         if not files.exists("/sys/class/misc/vfio"):
             files.add("/sys/class/misc/vfio", Link("../../devices/virtual/misc/vfio"))
             files.add("/sys/devices/virtual/misc/vfio/dev", File(b"10:196\n"))
@@ -79,6 +93,7 @@ class VfioBus:
             group = self.groups[iommu.number] = VfioGroup(iommu, self._host.file_of)
             self._add_nodes(group)
         group.sources.append(made)
+        self._add_device(made, group)
         made.bound()
 
     def _remove(self, device: PciDevice) -> None:
@@ -91,6 +106,7 @@ class VfioBus:
                 "until the user closes it",
             )
         made.unbound()
+        self._remove_device(device)
         del self.devices[device.bdf]
         for group in list(self.groups.values()):
             if made in group.sources:
@@ -120,5 +136,47 @@ class VfioBus:
             f"/dev/vfio/{group.number}",
             f"{_CLASS}/{group.number}",
             f"{_VIRTUAL}/{group.number}",
+        ):
+            self._files.remove(path)
+
+    def _add_device(self, made: VfioPciDevice, group: VfioGroup) -> None:
+        """``vfio-dev/vfioN`` of the function, and its node."""
+        device = made.device
+        parent = f"{self._folder_of(device)}/vfio-dev"
+        number = self._numbers[device.bdf] = self._number_for(parent)
+        name = f"vfio{number}"
+        folder = f"{parent}/{name}"
+        uevent = ""
+        if self._device_nodes:
+            uevent = f"MAJOR={_DEVICE_MAJOR}\nMINOR={number}\nDEVNAME=vfio/devices/{name}\n"
+            self._files.add(f"{folder}/dev", File(f"{_DEVICE_MAJOR}:{number}\n".encode()))
+            self._files.add(
+                f"{_NODES}/{name}", DeviceNode(lambda: CdevFile(made, group, self._host.process))
+            )
+        self._files.add(f"{folder}/uevent", File(uevent.encode()))
+        self._files.add(f"{folder}/device", Link(f"../../../{device.bdf}"))
+        self._files.add(f"{folder}/subsystem", Link(relative(f"{folder}/subsystem", _DEVICE_CLASS)))
+        link = f"{_DEVICE_CLASS}/{name}"
+        self._files.add(link, Link(relative(link, folder)))
+
+    def _number_for(self, parent: str) -> int:
+        """The number that was recorded, or the lowest that is free."""
+        if self._files.exists(parent):
+            for name in self._files.list(parent):
+                if name.startswith("vfio") and name[4:].isdecimal():
+                    return int(name[4:])
+        number = 0
+        while number in self._numbers.values() or self._files.exists(
+            f"{_DEVICE_CLASS}/vfio{number}"
+        ):
+            number += 1
+        return number
+
+    def _remove_device(self, device: PciDevice) -> None:
+        name = f"vfio{self._numbers.pop(device.bdf)}"
+        for path in (
+            f"{_NODES}/{name}",
+            f"{_DEVICE_CLASS}/{name}",
+            f"{self._folder_of(device)}/vfio-dev",
         ):
             self._files.remove(path)
