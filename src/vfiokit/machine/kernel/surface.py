@@ -96,18 +96,15 @@ class SoftwareKernel:
         self.iommus.allow_unsafe_interrupts = allow_unsafe_interrupts
         for function in topology:
             self._add_device(function)
-        if groups is None:
-            groups = boot.predicted_groups(machine.fabric, topology)
-        self._add_groups(groups, default_domain)
+        self._add_groups(groups, topology, default_domain)
         self.bus = PciBus(self.core.devices, self.group_of, self._driver_changed)
+        self._dma_entry_limit = dma_entry_limit
         self.vfio = VfioBus(
             self.files,
             self,
             self.group_of,
             self.core.virtual_functions,
-            self._new_iommufd
-            if iommufd_compat_container
-            else lambda: self._new_container(dma_entry_limit),
+            self._new_iommufd if iommufd_compat_container else self._new_container,
             lambda device: self._places[device.bdf],
             device_nodes=iommufd and cdev,
         )
@@ -259,12 +256,12 @@ class SoftwareKernel:
         if self.clock.pending:
             self.clock.settle()
 
-    def _new_container(self, entry_limit: int) -> OpenFile:
-        return Container(
-            lambda v2: Type1(
-                self.process, self.iommus, v2=v2, locked=self.locked, entry_limit=entry_limit
-            )
-        )
+    def _new_container(self) -> OpenFile:
+        return Container(self._new_type1)
+
+    def _new_type1(self, v2: bool) -> Type1:
+        limit = self._dma_entry_limit
+        return Type1(self.process, self.iommus, v2=v2, locked=self.locked, entry_limit=limit)
 
     def _new_iommufd(self) -> OpenFile:
         return IommufdFile(
@@ -285,7 +282,11 @@ class SoftwareKernel:
         made.driver_override = function.recorded.driver_override
         self.core.devices[function.bdf] = made
 
-    def _add_groups(self, groups: Mapping[Bdf, int], default: DomainKind) -> None:
+    def _add_groups(
+        self, groups: Mapping[Bdf, int] | None, topology: Topology, default: DomainKind
+    ) -> None:
+        if groups is None:
+            groups = boot.predicted_groups(self.machine.fabric, topology)
         for bdf, number in groups.items():
             group = self.groups.get(number)
             if group is None:
