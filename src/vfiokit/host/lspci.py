@@ -61,18 +61,17 @@ def read(pieces: Iterable[bytes], path: str = "") -> LspciHost:
             path=path,
             hint="'lspci -nnvvvxxxx' as root, or parts of its output, is what can be read",
         )
-    slots: dict[tuple[int, int, int], int] = {}
-    for bdf in found:
-        slots[bdf[:3]] = slots.get(bdf[:3], 0) + 1
     functions: dict[Bdf, Function] = {}
     facts: dict[Bdf, Facts] = {}
     for bdf, listing in found.items():
         if listing.lines or not listing.data:
-            facts[bdf] = _facts(listing, shares_slot=slots[bdf[:3]] > 1)
+            facts[bdf] = _facts(listing)
             functions[bdf] = _described(listing, facts[bdf])
         else:
             functions[bdf] = Function(bdf, ConfigSpace(listing.data), recorded=_NOTHING_RECORDED)
     orphans = _adopt(functions, found)
+    if facts:
+        _consider_neighbours(functions, found, facts)
     topology = (PartialTopology if facts else Topology)(functions.values())
     limits = (*_limits(found, facts, orphans), *_place_limits(topology), _USES)
     return LspciHost(topology, any(listing.data for listing in found.values()), limits)
@@ -101,15 +100,41 @@ def _merged(found: Iterable[Listing], path: str) -> dict[Bdf, Listing]:
     return merged
 
 
-def _facts(listing: Listing, *, shares_slot: bool) -> Facts:
+def _facts(listing: Listing, *, beside: bool = False, doubtful: bool = False) -> Facts:
+    """What the text says; ``beside``: there are further functions of the same device."""
     from vfiokit.host.lspci_text import read_facts
 
     return read_facts(
         listing.head.decode("utf-8", "replace"),
         [line.decode("utf-8", "replace") for line in listing.lines],
-        shares_slot=shares_slot,
-        function=listing.bdf.function,
+        multifunction=beside if beside or listing.bdf.function else None,
+        doubtful=doubtful,
     )
+
+
+def _consider_neighbours(
+    functions: dict[Bdf, Function], found: Mapping[Bdf, Listing], facts: dict[Bdf, Facts]
+) -> None:
+    """Read again what the functions around it put in another light.
+
+    Linux looks for functions above 0 only where function 0 says that there may be some
+    (``pci_scan_slot``). And behind a PF that does not say where its VFs are, anything may be one.
+    """
+    shared: dict[tuple[int, int, int], int] = {}
+    hiding: dict[tuple[int, int], int] = {}
+    for bdf, function in functions.items():
+        if not function.is_virtual:
+            shared[bdf[:3]] = shared.get(bdf[:3], 0) + 1
+        if bdf in facts and facts[bdf].hides_virtual_functions and not found[bdf].data:
+            hiding[bdf[:2]] = min(bdf.devfn, hiding.get(bdf[:2], bdf.devfn))
+    for bdf, function in functions.items():
+        if function.is_virtual or found[bdf].data:
+            continue
+        beside = bdf.function == 0 and shared[bdf[:3]] > 1
+        doubtful = bdf.devfn >= hiding.get(bdf[:2], 0x100)
+        if beside or doubtful:
+            facts[bdf] = _facts(found[bdf], beside=beside, doubtful=doubtful)
+            functions[bdf] = _described(found[bdf], facts[bdf])
 
 
 def _described(listing: Listing, facts: Facts) -> Function:

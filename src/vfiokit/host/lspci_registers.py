@@ -122,6 +122,7 @@ _EXTENDED_NAMES = (
     ("Physical Layer 64.0 GT/s", 0x31),
 )
 
+_CAP_LIST = 0x10
 _FLAG = re.compile(r"([<>]?[\w/]+)([+-])(?=[\s,;]|$)")
 _CAPABILITY = re.compile(r"Capabilities: \[([0-9a-f]{2,3})(?: v(\d+))?[^\]]*\] ?(.*)")
 
@@ -181,7 +182,7 @@ def put_capabilities(registers: Registers, found: Sequence[Section], pointer: in
     for link, (section, cap_id) in zip([pointer, *(at + 1 for at in ends)], standard, strict=False):
         registers.put(link, 1, section.offset)
         registers.put(section.offset, 2, cap_id)
-    if not standard:
+    if not standard and registers.byte(0x06) & _CAP_LIST:
         registers.put(pointer, 1, 0)
     following = [*(section.offset for section, _ in extended[1:]), 0][: len(extended)]
     for (section, cap_id), after in zip(extended, following, strict=True):
@@ -344,6 +345,15 @@ def _put_sriov(registers: Registers, section: Section) -> None:
         value = number(text, key, base)
         if value is not None and value < 1 << 8 * register.width:
             registers.put(section.offset + register.offset, register.width, value)
+
+
+def hides_virtual_functions(section: Section) -> bool:
+    """Whether this is an SR-IOV capability whose lines do not say where its VFs are."""
+    if not section.extended or section.cap_id != 0x10:
+        return False
+    text = "\n".join(section.lines)
+    told = (number(text, "Number of VFs"), number(text, "VF offset"), number(text, "stride"))
+    return None in told or flags(section.line("IOVCtl"), _VIRTUALISATION) is None
 
 
 _DECODERS: dict[tuple[bool, int], Callable[[Registers, Section], None]] = {

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vfiokit.host.lspci_registers import (
     Section,
     flags,
+    hides_virtual_functions,
     port_type,
     put_capabilities,
     sections,
@@ -102,6 +103,8 @@ class Facts(NamedTuple):
     detail: Detail
     denied: bool
     """Whether lspci was not allowed to read the capabilities."""
+    hides_virtual_functions: bool
+    """Whether it may have VFs, and where is not said."""
 
 
 def read_head(text: str) -> Head:
@@ -148,24 +151,28 @@ def _class_codes() -> dict[str, int]:
     return _codes
 
 
-def read_facts(head_text: str, lines: Sequence[str], *, shares_slot: bool, function: int) -> Facts:
+def read_facts(
+    head_text: str,
+    lines: Sequence[str],
+    *,
+    multifunction: bool | None = None,
+    doubtful: bool = False,
+) -> Facts:
     """Everything a listing says; odd lines tell nothing, and never raise.
 
-    ``shares_slot``: whether the text lists further functions of the same device, so that bit 7 of
-    the header type, which lspci does not print, is known.
+    ``multifunction`` is bit 7 of the header type, which lspci does not print: ``None`` where it
+    is not known. ``doubtful``: nothing here settles how the function keeps its peers apart.
     """
     head = read_head(head_text)
     detail = _detail(lines)
     found = sections(lines)
     denied = any(line == "Capabilities: <access denied>" for line in lines)
     subsystem, _ = _ids(value_of(lines, "Subsystem") or "")
-    vendor_id, device_id = head.ids or (UNKNOWN_ID, UNKNOWN_ID)
-    identity = Identity(
-        vendor_id, device_id, head.class_code or 0, head.revision, *(subsystem or (0, 0))
-    )
-    nameless = device_id == UNKNOWN_ID
+    ids = head.ids or (UNKNOWN_ID, UNKNOWN_ID)
+    identity = Identity(*ids, head.class_code or 0, head.revision, *(subsystem or (0, 0)))
+    doubtful = doubtful or UNKNOWN_ID in ids
     registers = Registers()
-    kind = _put_header(registers, head, lines, detail, shares_slot=shares_slot)
+    kind = _put_header(registers, head, lines, detail, multifunction=bool(multifunction))
     resources = _resources(lines)
     if not resources and detail is Detail.REGISTERS:
         _put_bars(registers, lines)
@@ -173,17 +180,17 @@ def read_facts(head_text: str, lines: Sequence[str], *, shares_slot: bool, funct
     if detail and not denied and not any(line.startswith("!!! Unknown") for line in lines):
         put_capabilities(registers, found, 0x14 if kind == 2 else 0x34)
         size = _size(registers, found)
-        alone = not shares_slot and function == 0
-        if size > DOUBTFUL_SIZE and (nameless or _is_doubtful(found, alone=alone)):
+        if doubtful or _is_doubtful(found, multifunction=multifunction):
             size = DOUBTFUL_SIZE
     return Facts(
         identity,
-        nameless,
+        UNKNOWN_ID in ids,
         registers.config(size),
         resources,
         read_recorded(head, lines),
         detail,
         denied,
+        any(hides_virtual_functions(section) for section in found),
     )
 
 
@@ -212,7 +219,7 @@ def _ids(text: str) -> tuple[tuple[int, int] | None, str]:
 
 
 def _put_header(
-    registers: Registers, head: Head, lines: Sequence[str], detail: Detail, *, shares_slot: bool
+    registers: Registers, head: Head, lines: Sequence[str], detail: Detail, *, multifunction: bool
 ) -> int | None:
     """The common header and the bus numbers; the header's type, where it is known."""
     for offset, value in zip((0x00, 0x02), head.ids or (), strict=False):
@@ -235,7 +242,7 @@ def _put_header(
     elif detail:
         kind = 0
     if kind is not None:
-        registers.put(0x0E, 1, kind | (0x80 if shares_slot else 0))
+        registers.put(0x0E, 1, kind | (0x80 if multifunction else 0))
     for index in range(3) if buses is not None else ():
         registers.put(0x18 + index, 1, int(buses[index + 1], 16))  # type: ignore[index]
     return kind
@@ -262,15 +269,15 @@ def _size(registers: Registers, found: Sequence[Section]) -> int:
     return 0x1000 if extended else 0x100
 
 
-def _is_doubtful(found: Sequence[Section], *, alone: bool) -> bool:
+def _is_doubtful(found: Sequence[Section], *, multifunction: bool | None) -> bool:
     """Whether grouping would need to know more of this function than the text tells.
 
-    An upstream port must have ACS if bit 7 of its header type is set, and nothing here tells.
+    An upstream port must have ACS if bit 7 of its header type is set.
     """
     for section in found:
         if section.cap_id == 0x10 and not section.extended:
             kind = port_type(section)
-            return kind is None or (kind is PortType.UPSTREAM and alone)
+            return kind is None or (kind is PortType.UPSTREAM and multifunction is None)
     return False
 
 

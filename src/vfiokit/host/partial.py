@@ -68,6 +68,10 @@ class Registers:
             self._data[offset : offset + width] = value.to_bytes(width, "little")
             self._known[offset : offset + width] = b"\1" * width
 
+    def byte(self, offset: int) -> int:
+        """The byte at ``offset``; 0 while it is not known."""
+        return self._data[offset]
+
     def forget(self, start: int) -> None:
         """Make every byte from ``start`` on unknown."""
         self._known[start:] = bytes(4096 - start)
