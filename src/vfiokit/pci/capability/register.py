@@ -246,8 +246,9 @@ class Capability:
 
     def _captured(self, register: Register) -> bool:
         # A standard capability cannot reach into the extended space, whatever its pointer says.
-        end = self.offset + register.offset + register.width
-        return end <= (4096 if self.extended else 256) and end <= len(self.config)
+        start = self.offset + register.offset
+        end = start + register.width
+        return end <= (4096 if self.extended else 256) and self.config.has(start, register.width)
 
     def _present(self, present: Callable[[Capability, Register], bool], register: Register) -> bool:
         try:
