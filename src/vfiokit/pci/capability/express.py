@@ -418,6 +418,46 @@ def _size(capability: Capability) -> int:
     return 0x0C if kind in _WITHOUT_LINK else 0x14
 
 
+_POWER_ABOVE = {0xF0: 250, 0xF1: 275, 0xF2: 300, 0xF3: 325, 0xF4: 350, 0xF5: 375, 0xF6: 400}
+_POWER_ABOVE |= {0xF7: 425, 0xF8: 450, 0xF9: 475, 0xFA: 500, 0xFB: 525, 0xFC: 550, 0xFD: 575}
+_POWER_ABOVE |= {0xFE: 600}
+
+
+def power_limit(value: int, scale: int) -> int | None:
+    """Milliwatts of a Slot Power Limit (§7.5.3.9); ``None`` for a reserved code.
+
+    At scale 0, codes from 0xf0 on are steps of 25 W from 250 W.
+    """
+    if scale == 0 and value >= 0xF0:
+        watts = _POWER_ABOVE.get(value)
+        return None if watts is None else 1000 * watts
+    return value * (1000, 100, 10, 1)[scale]
+
+
+def supported_speeds(capability: Capability) -> list[str]:
+    """The link speeds supported; without Link Capabilities 2, all up to the maximum (§7.5.3.18)."""
+    limit = capability.field(LINK_CAPABILITIES, "max_speed")
+    vector = 0
+    if capability.field(CAPABILITIES, "version") >= 2:
+        vector = capability.field(LINK_CAPABILITIES_2, "supported_speeds")
+    codes = (code for code in SPEEDS if (vector >> (code - 1) & 1 if vector else code <= limit))
+    return [SPEEDS[code] for code in codes]
+
+
+def _derive(capability: Capability) -> dict[str, object]:
+    kind = capability.field(CAPABILITIES, "port_type")
+    power = capability.value(DEVICE_CAPABILITIES)
+    facts: dict[str, object] = {
+        "captured_power_limit_milliwatts": power_limit(power >> 18 & 0xFF, power >> 26 & 3)
+    }
+    if kind not in _WITHOUT_LINK:
+        facts["supported_speeds"] = supported_speeds(capability)
+    if _present(capability, SLOT_CAPABILITIES):
+        slot = capability.value(SLOT_CAPABILITIES)
+        facts["slot_power_limit_milliwatts"] = power_limit(slot >> 7 & 0xFF, slot >> 15 & 3)
+    return facts
+
+
 LAYOUT = Layout(
     "express",
     "PCI Express",
@@ -450,6 +490,7 @@ LAYOUT = Layout(
     "§7.5.3",
     _size,
     _present,
+    _derive,
 )
 
 
