@@ -175,7 +175,7 @@ def read_facts(
     kind = _put_header(registers, head, lines, detail, multifunction=bool(multifunction))
     resources = _resources(lines)
     if not resources and detail is Detail.REGISTERS:
-        _put_bars(registers, lines)
+        _put_bars(registers, lines, {0: 6, 1: 2}.get(kind or 0, 0))
     size = HEADER_SIZE
     if detail and not denied and not any(line.startswith("!!! Unknown") for line in lines):
         put_capabilities(registers, found, 0x14 if kind == 2 else 0x34)
@@ -323,7 +323,7 @@ def _resources(lines: Sequence[str]) -> tuple[Resource, ...]:
         bits = IORESOURCE_IO if match[3] == "I/O ports" else IORESOURCE_MEM
         kind = match[5] or ""
         bits |= IORESOURCE_MEM_64 if "64-bit" in kind else 0
-        bits |= IORESOURCE_PREFETCH if re.search(r"(?<!non-)prefetchable", kind) else 0
+        bits |= IORESOURCE_PREFETCH if _is_prefetchable(kind) else 0
         start = 0
         if match[4].startswith("<"):
             bits |= IORESOURCE_UNSET
@@ -346,18 +346,35 @@ def _regions(lines: Sequence[str]) -> list[tuple[int, re.Match[str]]]:
     return list(found.items())
 
 
-def _put_bars(registers: Registers, lines: Sequence[str]) -> None:
-    """BAR registers, where the text shows their content and nothing of the kernel's."""
-    for index, match in _regions(lines):
-        if match[2] or "[virtual]" in match[0] or match[4].startswith("<") or index > 5:
-            continue
-        value, kind = int(match[4], 16), match[5] or ""
-        if match[3] == "I/O ports":
-            registers.put(0x10 + 4 * index, 4, value & 0xFFFFFFFC | 1)
-            continue
-        wide = "64-bit" in kind
-        low = 0x4 if wide else 0x2 if "low-1M" in kind else 0
-        low |= 0x8 if re.search(r"(?<!non-)prefetchable", kind) else 0
-        registers.put(0x10 + 4 * index, 4, value & 0xFFFFFFF0 | low)
-        if wide and index < 5:
+def _put_bars(registers: Registers, lines: Sequence[str], count: int) -> None:
+    """The ``count`` BAR registers, up to one that the text does not show; unlisted ones are 0.
+
+    For a text that shows them and nothing of the kernel's, as of a dump.
+    """
+    shown = dict(_regions(lines))
+    index = 0
+    while shown and index < count:
+        match = shown.get(index)
+        value = 0 if match is None else _bar_value(match)
+        if value is None:
+            return
+        wide = match is not None and "64-bit" in (match[5] or "") and index + 1 < count
+        registers.put(0x10 + 4 * index, 4, value & 0xFFFFFFFF)
+        if wide:
             registers.put(0x14 + 4 * index, 4, value >> 32 & 0xFFFFFFFF)
+        index += 2 if wide else 1
+
+
+def _bar_value(match: re.Match[str]) -> int | None:
+    """What the register, or the pair, reads; ``None`` where the address is the kernel's alone."""
+    if "[virtual]" in match[0] or match[4] == "<ignored>":
+        return None
+    address, kind = 0 if match[4].startswith("<") else int(match[4], 16), match[5] or ""
+    if match[3] == "I/O ports":
+        return address & ~3 | 1
+    value = address & ~0xF | (0x4 if "64-bit" in kind else 0x2 if "low-1M" in kind else 0)
+    return value | (0x8 if _is_prefetchable(kind) else 0)
+
+
+def _is_prefetchable(kind: str) -> bool:
+    return "prefetchable" in kind and "non-prefetchable" not in kind
