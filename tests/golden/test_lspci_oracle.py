@@ -231,7 +231,7 @@ def test_every_word_of_lspci_is_what_we_read(compared):
 
 
 def test_thousands_of_words_were_compared(compared):
-    assert len(compared) >= 8000
+    assert len(compared) >= 3000  # by any version; 8347 by 3.9
     assert len({(each.title, each.place) for each in compared}) >= 400
 
 
