@@ -37,6 +37,9 @@ class Owner:
     def set_intx_disabled(self, disabled: bool) -> None:
         self.log.append(("intx", disabled))
 
+    def decoding_changed(self) -> None:
+        self.log.append("decoding")
+
     def reset_by_write(self) -> None:
         self.log.append("reset")
 
@@ -161,12 +164,17 @@ def test_interrupt_line_is_the_users_own(host: KernelHost, nic: int) -> None:
     assert host.nic.config_read(0x3C, 1) == 0
 
 
-def test_bus_master_and_decoding_reach_hardware_and_intx_disable_does_not(
-    host: KernelHost, nic: int
-) -> None:
+def test_bus_master_and_decoding_reach_hardware(host: KernelHost, nic: int) -> None:
     host.set_config(nic, 4, 2, 0x0407)
     assert host.config(nic, 4, 2) == 0x0407
-    assert host.nic.config_read(4, 2) & 0x0407 == 0x0007
+    assert host.nic.config_read(4, 2) & 0x0007 == 0x0007
+
+
+def test_intx_disable_is_the_real_bit_while_nobody_takes_intx(host: KernelHost, nic: int) -> None:
+    host.set_config(nic, 4, 2, 0x0400)
+    assert host.nic.config_read(4, 2) & 0x0400
+    host.set_config(nic, 4, 2, 0)
+    assert not host.nic.config_read(4, 2) & 0x0400
 
 
 def test_expansion_rom_of_a_function_without_one_reads_zero(host: KernelHost, nic: int) -> None:

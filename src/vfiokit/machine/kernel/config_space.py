@@ -47,6 +47,10 @@ class ConfigOwner(Protocol):
         """The user's INTx Disable bit changed."""
         ...
 
+    def decoding_changed(self) -> None:
+        """The user enabled or disabled memory decoding."""
+        ...
+
     def reset_by_write(self) -> None:
         """The user wrote a function level reset bit."""
         ...
@@ -254,8 +258,11 @@ class VirtualConfig:
             self._recover(value)
         self._write_masked(window, at, width, value)
         if at == regs.PCI_COMMAND:
+            enabled = self.memory_enabled
             command = self.command & ~_DECODING | value & _DECODING
             self._put(regs.PCI_COMMAND, 2, command)
+            if self.memory_enabled is not enabled:
+                self._owner.decoding_changed()
         if at in (regs.PCI_COMMAND, regs.PCI_COMMAND + 1):
             disabled = bool(self.command & regs.PCI_COMMAND_INTX_DISABLE)
             if disabled is not self._intx_disabled:

@@ -19,6 +19,7 @@ from vfiokit.machine.kernel.argument import Argument, append_chain, buffer_of, f
 from vfiokit.machine.kernel.atomic import enable_atomics
 from vfiokit.machine.kernel.config_space import VirtualConfig
 from vfiokit.machine.kernel.container import VfioGroup
+from vfiokit.machine.kernel.dma_buf import Exports
 from vfiokit.machine.kernel.event import Event, EventWatch
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.feature import device_feature
@@ -67,6 +68,10 @@ class Host(Protocol):
 
     def file_of(self, fd: int) -> OpenFile:
         """The open file of a descriptor; EBADF."""
+        ...
+
+    def install(self, file: OpenFile) -> int:
+        """Give an open file a descriptor."""
         ...
 
     def group_of(self, device: PciDevice) -> IommuGroup | None:
@@ -195,7 +200,7 @@ class VfioPciDevice:
     def was_reset(self) -> None:
         """The bus of the function was reset while it was open."""
         if self._opened is not None:
-            self._opened.power_state = D0
+            self._opened.was_reset()
 
 
 class Opened:
@@ -227,6 +232,7 @@ class Opened:
         device.restore_msi = self.irqs.restore_messages
         self.regions = Regions(device, self, host.clock, host.process)
         self.ioeventfds = IoEventfds(device, self, host.watch)
+        self.exports = Exports(device)
 
     def _try_reset(self) -> bool:
         try:
@@ -241,6 +247,7 @@ class Opened:
         """Quiesce, reset, restore (``vfio_pci_core_disable``)."""
         device = self.device
         device.set_master(False)
+        self.exports.close()
         self.irqs.close()
         self.ioeventfds.close()
         self._drop_wakeup()
@@ -276,9 +283,30 @@ class Opened:
 
     def reset_by_write(self) -> None:
         """A reset by writing the FLR bit; failures are not reported."""
+        self.exports.revoke()
         with suppress(OSError):
             self.device.reset()
             self.power_state = D0
+        self.decoding_changed()
+
+    def decoding_changed(self) -> None:
+        """Whether memory can be reached may have changed."""
+        if self.memory_accessible:
+            self.exports.restore()
+        else:
+            self.exports.revoke()
+
+    def reset(self) -> None:
+        """``VFIO_DEVICE_RESET``."""
+        self.exports.revoke()
+        self.device.reset()
+        self.was_reset()
+
+    def was_reset(self) -> None:
+        """The function was reset, by itself or with its bus."""
+        self.power_state = D0
+        self.exports.revoke()
+        self.decoding_changed()
 
     def set_power_state(self, state: int) -> None:
         """PMCSR written; a return from D3hot restores what the transition lost."""
@@ -292,6 +320,7 @@ class Opened:
         self.power_state = state
         if came_back and lossy and self._before_d3 is not None:
             self.device.restore(self._before_d3)
+        self.decoding_changed()
 
     # -- features -----------------------------------------------------------------------------
 
@@ -306,6 +335,7 @@ class Opened:
 
     def enter_low_power(self, wakeup: Event | None) -> None:
         """``VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY``."""
+        self.exports.revoke()
         if self.low_power:
             if wakeup is not None:
                 wakeup.close()
@@ -317,6 +347,12 @@ class Opened:
         """``VFIO_DEVICE_FEATURE_LOW_POWER_EXIT``."""
         self.low_power = False
         self._drop_wakeup()
+        self.decoding_changed()
+
+    def export(self, payload: bytes) -> int:
+        """``VFIO_DEVICE_FEATURE_DMA_BUF``."""
+        made = self.exports.add(payload, accessible=self.memory_accessible)
+        return self.host.install(made)
 
     def touched(self) -> None:
         """An access resumed the function; with a wakeup eventfd that ends low power."""
@@ -420,8 +456,7 @@ class DeviceFile(OpenFile):
         del argument
         if not self._opened.reset_works:
             raise failure(errno.EINVAL, "the function cannot be reset")
-        self._opened.device.reset()
-        self._opened.power_state = D0
+        self._opened.reset()
         return 0
 
     @property

@@ -45,15 +45,20 @@ class FeatureOwner(Protocol):
         """Back to normal; idempotent."""
         ...
 
+    def export(self, payload: bytes) -> int:
+        """A dma-buf of a BAR; its descriptor."""
+        ...
+
 
 class _Feature(NamedTuple):
     operations: int
     payload: int
-    action: Callable[[FeatureOwner, bytes], None]
+    action: Callable[[FeatureOwner, bytes], int | None]
+    """Given all that follows the header; its number, if any, is the result."""
 
 
 def _token(owner: FeatureOwner, payload: bytes) -> None:
-    owner.set_token(str(uuid.UUID(bytes=payload)))
+    owner.set_token(str(uuid.UUID(bytes=payload[:16])))
 
 
 def _enter(owner: FeatureOwner, payload: bytes) -> None:
@@ -73,11 +78,16 @@ def _leave(owner: FeatureOwner, payload: bytes) -> None:
     owner.leave_low_power()
 
 
+def _export(owner: FeatureOwner, payload: bytes) -> int:
+    return owner.export(payload)
+
+
 _FEATURES = {
     abi.VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: _Feature(_SET, 16, _token),
     abi.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY: _Feature(_SET, 0, _enter),
     abi.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP: _Feature(_SET, 8, _enter_with_wakeup),
     abi.VFIO_DEVICE_FEATURE_LOW_POWER_EXIT: _Feature(_SET, 0, _leave),
+    abi.VFIO_DEVICE_FEATURE_DMA_BUF: _Feature(_GET, abi.vfio_device_feature_dma_buf.SIZE, _export),
 }
 
 
@@ -85,7 +95,7 @@ def device_feature(owner: FeatureOwner, argument: Argument) -> int:
     """Carry out ``VFIO_DEVICE_FEATURE``.
 
     ENOTTY for a feature the function does not have: migration, DMA logging and bus mastering are
-    for variant drivers, dma-buf export is configured out (``CONFIG_VFIO_PCI_DMABUF``).
+    for variant drivers.
     """
     head, view = fetch(abi.vfio_device_feature, argument)
     flags = head.flags
@@ -108,6 +118,5 @@ def device_feature(owner: FeatureOwner, argument: Argument) -> int:
     size = abi.vfio_device_feature.SIZE + feature.payload
     if head.argsz < size:
         raise failure(errno.EINVAL, f"argsz is {head.argsz}, at least {size} is needed")
-    payload = bytes(buffer_of(view, size)[abi.vfio_device_feature.SIZE : size])
-    feature.action(owner, payload)
-    return 0
+    payload = bytes(buffer_of(view, size)[abi.vfio_device_feature.SIZE :])
+    return feature.action(owner, payload) or 0

@@ -81,9 +81,11 @@ class Intx:
         self._set_disable_bit(False)
 
     def set_user_disabled(self, disabled: bool) -> None:
-        """The emulated INTx Disable bit changed."""
+        """The emulated INTx Disable bit changed; it is the real one while INTx is off."""
         self._user_disabled = disabled
-        if disabled:
+        if not self._enabled:
+            self._set_disable_bit(disabled)
+        elif disabled:
             self.mask()
         else:
             self.unmask()

@@ -306,23 +306,28 @@ class IoPageTable:
                 half.pin = half.pages.pin(half.start, half.length)
             self._insert(half)
         _unpin(area)
-        area.pages.source.drop()
+        area.pages.left(area)
 
     def _insert(self, area: Area) -> None:
         self.areas.add(area)
-        area.pages.source.hold()
+        area.pages.entered(area, lambda: self._withdraw(area))
 
-    def _remove(self, area: Area) -> None:
+    def _withdraw(self, area: Area) -> None:
         for domain in self._domains:
             domain.unmap(area.iova, area.length)
+
+    def _remove(self, area: Area) -> None:
+        self._withdraw(area)
         _unpin(area)
         self.areas.remove(area)
-        area.pages.source.drop()
+        area.pages.left(area)
 
 
 def _map(area: Area, pin: Pin, domain: PagingDomain) -> None:
     if not area.readable and not area.writable:
         raise failure(errno.EINVAL, "a mapping in hardware permits reads, writes or both")
+    if area.pages.revoked:
+        return
     domain.map(
         area.iova,
         pin.extent.hpa + area.start - pin.start,

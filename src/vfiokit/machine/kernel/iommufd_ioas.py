@@ -9,10 +9,11 @@ import errno
 from collections.abc import Callable
 
 from vfiokit.abi import iommufd as abi
+from vfiokit.machine.kernel.dma_buf import DmaBuf, DmaBufSource
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.io_page_table import IOVA_MAX, IoPageTable, Piece, Range
 from vfiokit.machine.kernel.iommufd_context import IommufdContext, IommufdObject
-from vfiokit.machine.kernel.memory_file import file_source
+from vfiokit.machine.kernel.memory_file import MemoryFile, MemorySource, UnpinnableSource
 from vfiokit.machine.kernel.pages import Pages, Source
 from vfiokit.machine.kernel.process import AddressSpace, Extent, Region
 
@@ -131,13 +132,23 @@ def map_user(context: IommufdContext, request: abi.iommu_ioas_map, _respond: Res
 
 
 def map_file(context: IommufdContext, request: abi.iommu_ioas_map_file, _respond: Respond) -> None:
-    """``IOMMU_IOAS_MAP_FILE``: any open file is taken; pinning tells if it is memory (EINVAL)."""
+    """``IOMMU_IOAS_MAP_FILE``: any open file is taken; pinning tells if it is memory (EINVAL).
+
+    Of a dma-buf, ENODEV while it is revoked, EOPNOTSUPP for several ranges, EINVAL beyond it.
+    """
     _check_flags(request.flags)
     _check_extent(request.iova, request.length)
     _check_permissions(request.flags)
     table = context.objects.get(request.ioas_id, Ioas).table
     _check_memory(request.start, request.length)
-    source = file_source(context.around.file_of(request.fd))
+    file = context.around.file_of(request.fd)
+    source: Source
+    if isinstance(file, DmaBuf):
+        source = file.source(request.start, request.length)
+    elif isinstance(file, MemoryFile):
+        source = MemorySource(file)
+    else:
+        source = UnpinnableSource(file)
     request.iova = _map(
         context, table, source, request.start, request.length, request.iova, request.flags
     )
@@ -212,6 +223,8 @@ def _map(
 ) -> int:
     writable = bool(flags & _WRITEABLE)
     pages = new_pages(context, source, writable=writable)
+    if isinstance(source, DmaBufSource):
+        source.buffer.imported(pages)
     return table.map(
         [Piece(pages, start, length)],
         iova if flags & _FIXED else None,

@@ -1,4 +1,4 @@
-"""Files of memory (``memfd_create``), and what files can be mapped by a device.
+"""Files of memory (``memfd_create``).
 
 Source: Linux ``mm/memfd.c:memfd_pin_folios``.
 """
@@ -12,7 +12,6 @@ from vfiokit.errors import MachineError
 from vfiokit.kernel.port import Mapping
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.open_file import OpenFile
-from vfiokit.machine.kernel.pages import Source
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace, Extent, Region
 from vfiokit.machine.memory import PhysicalMemory
 
@@ -134,7 +133,9 @@ class MemoryMapping:
         return self.view[offset : offset + width]
 
 
-class _MemorySource:
+class MemorySource:
+    """Bytes of a file of memory."""
+
     from_file = True
     counted = True
 
@@ -144,7 +145,9 @@ class _MemorySource:
         self.drop = file.drop
 
 
-class _UnpinnableSource:
+class UnpinnableSource:
+    """Any other file: EINVAL comes when it is pinned."""
+
     from_file = True
     counted = True
 
@@ -154,9 +157,5 @@ class _UnpinnableSource:
         self.drop = file.drop
 
     def resolve(self, start: int, length: int) -> tuple[Region, Extent]:
+        """EINVAL."""
         raise failure(errno.EINVAL, f"{self._name} is no memory: {length:#x} bytes at {start:#x}")
-
-
-def file_source(file: OpenFile) -> Source:
-    """The memory of a file; EINVAL comes when it is pinned."""
-    return _MemorySource(file) if isinstance(file, MemoryFile) else _UnpinnableSource(file)

@@ -5,6 +5,7 @@ Source: Linux ``drivers/iommu/iommufd/pages.c``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vfiokit.machine.kernel.locked_memory import LockedMemory
@@ -69,8 +70,27 @@ class Pages:
         """Whether a copy may be writable."""
         self._account = account
         self._user = not account.by_process
+        self.revoked = False
+        """Whether the memory is gone for good: areas stay, translations do not."""
+        self._areas: dict[object, Callable[[], None]] = {}
         self._pins: list[Pin] = []
         self._charged = 0
+
+    def entered(self, area: object, withdraw: Callable[[], None]) -> None:
+        """``area`` maps it; ``withdraw`` takes its translations away."""
+        self._areas[area] = withdraw
+        self.source.hold()
+
+    def left(self, area: object) -> None:
+        """``area`` maps it no longer."""
+        del self._areas[area]
+        self.source.drop()
+
+    def revoke(self) -> None:
+        """The memory's owner takes it back."""
+        self.revoked = True
+        for withdraw in self._areas.values():
+            withdraw()
 
     def pin(self, start: int, length: int) -> Pin:
         """Pin ``length`` bytes at ``start`` and whatever shares their first and last page.

@@ -275,7 +275,7 @@ class PciDevice:
             unknown = [name for name in wanted if name not in self._probe_methods() + default]
             if unknown:
                 raise failure(errno.EINVAL, f"no reset method {unknown[0]!r}")
-            self._reset_methods = tuple(dict.fromkeys(wanted))
+            self._reset_methods = tuple(wanted)
 
     def reset(self) -> None:
         """``pci_try_reset_function``: save, reset by the first method, restore.

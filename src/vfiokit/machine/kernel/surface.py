@@ -108,7 +108,6 @@ class SoftwareKernel:
             lambda device: self._places[device.bdf],
             device_nodes=iommufd and cdev,
         )
-        self.vfio.install = self._install
         if iommufd:
             boot.add_iommufd(self.files, self._new_iommufd)
         boot.add_iommus(self.files, machine.fabric, self._places)
@@ -180,11 +179,11 @@ class SoftwareKernel:
         if isinstance(node, DeviceNode):
             file = node.opener()
             assert isinstance(file, OpenFile)
-            return self._install(file)
+            return self.install(file)
         if path.startswith("/dev/"):
             raise failure(errno.ENXIO, "no driver of this machine answers there", path)
         if isinstance(node, File):
-            return self._install(_Attribute(node))
+            return self.install(_Attribute(node))
         raise failure(errno.EISDIR, path=path)
 
     def close(self, fd: int) -> None:
@@ -230,7 +229,7 @@ class SoftwareKernel:
 
     def memfd(self, length: int) -> int:
         """A file of ``length`` zeroed bytes of the machine's memory (``memfd_create``)."""
-        return self._install(MemoryFile(self.process, self.machine.memory, length))
+        return self.install(MemoryFile(self.process, self.machine.memory, length))
 
     def eventfd(self, initial: int = 0, flags: int = EFD_CLOEXEC | EFD_NONBLOCK) -> int:
         """A real eventfd of this process."""
@@ -246,7 +245,8 @@ class SoftwareKernel:
         self.watch.poll()
         self._settle()
 
-    def _install(self, file: OpenFile) -> int:
+    def install(self, file: OpenFile) -> int:
+        """Give an open file a descriptor."""
         fd = self._next_fd
         self._next_fd += 1
         self._descriptors[fd] = file
@@ -265,7 +265,7 @@ class SoftwareKernel:
 
     def _new_iommufd(self) -> OpenFile:
         return IommufdFile(
-            Surroundings(self.process, self.iommus, self.locked, self.file_of, self._install)
+            Surroundings(self.process, self.iommus, self.locked, self.file_of, self.install)
         )
 
     # -- coming up ----------------------------------------------------------------------------

@@ -56,8 +56,6 @@ class VfioBus:
         self._numbers: dict[Bdf, int] = {}
         self.groups: dict[int, VfioGroup] = {}
         self.devices: dict[Bdf, VfioPciDevice] = {}
-        self.install: Callable[[OpenFile], int] = lambda _file: -1
-        """Gives an open file a descriptor; set by the system call layer."""
         self.driver = PciDriver(
             NAME, [DeviceId(override_only=True)], self._probe, self._remove, managed_dma=True
         )
@@ -120,7 +118,7 @@ class VfioBus:
 
         def opener() -> GroupFile:
             file = group.open()
-            file.install = self.install
+            file.install = self._host.install
             return file
 
         self._files.add(f"/dev/vfio/{number}", DeviceNode(opener))
