@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from vfiokit.pci.ids import Name, class_name, names
+from vfiokit.pci import ids
+from vfiokit.pci.ids import PACKAGED, Name, class_name, names
 
 FILE = """\
 #
@@ -65,6 +70,47 @@ def test_damaged_file_knows_no_names(tmp_path, content):
 def test_missing_file_knows_no_names(tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         assert names([(0x10DE, 0x2330)], str(path)) == {(0x10DE, 0x2330): Name(None, None)}
+
+
+def test_without_a_system_file_the_package_knows_names(monkeypatch, tmp_path):
+    monkeypatch.setattr(ids, "DATABASES", (str(tmp_path / "absent"),))
+    asked = [(0x10DE, 0x2330), (0x8086, 0x0953), (0x1AF4, 0x1041), (0x10DE, 0x10DE)]
+    assert names(asked) == {
+        (0x10DE, 0x2330): Name("NVIDIA Corporation", "GH100[H100 SXM5 80GB]"),
+        (0x8086, 0x0953): Name("Intel Corporation", "PCIe Data Center SSD"),
+        (0x1AF4, 0x1041): Name("Red Hat, Inc.", "Virtio 1.0 network device"),
+        (0x10DE, 0x10DE): Name("NVIDIA Corporation", None),
+    }
+
+
+def test_the_system_file_comes_first(monkeypatch, database):
+    monkeypatch.setattr(ids, "DATABASES", (database,))
+    assert names([(0x1234, 1), (0x1AF4, 0x1041)])[0x1AF4, 0x1041] == Name(None, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zstd at all", b"\x28\xb5\x2f\xfd\x00\x00"])
+def test_damaged_compressed_file_knows_no_names(tmp_path, content):
+    path = tmp_path / "pci.ids.zst"
+    path.write_bytes(content)
+    assert names([(0x10DE, 0x2330)], str(path)) == {(0x10DE, 0x2330): Name(None, None)}
+
+
+def test_the_package_s_copy_is_the_system_s_file():
+    system = Path("/usr/share/misc/pci.ids")
+    if not system.exists() or "Version: 2023.04.10" not in system.read_text("utf-8")[:200]:
+        pytest.skip("Debian 12's pci.ids is not here")
+    asked = [
+        (vendor, device)
+        for vendor in (0x1002, 0x1022, 0x10DE, 0x14E4, 0x15B3, 0x8086)
+        for device in range(0, 0x10000, 7)
+    ]
+    assert names(asked, PACKAGED) == names(asked, str(system))
+
+
+def test_names_cost_nothing_until_they_are_asked_for():
+    code = "import sys, vfiokit.pci.ids; print('zstandard' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,24 @@
 """Names for vendor, device and class ids.
 
-Vendor and device names come from the system's ``pci.ids`` file where there is one; it is read
-line by line, once per question, for just the ids asked. Class names are built in (PCI Code and
-ID Assignment Specification 1.15), so that output is readable without the file.
+Vendor and device names come from the system's ``pci.ids`` file where there is one, else from the
+package's compact copy; it is read line by line, once per question, for just the ids asked. Class
+names are built in (PCI Code and ID Assignment Specification 1.15).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
 DATABASES = ("/usr/share/hwdata/pci.ids", "/usr/share/misc/pci.ids")
 """Where distributions keep the file, the more often updated first."""
+
+PACKAGED = os.path.join(os.path.dirname(os.path.dirname(__file__)), "data", "pci.ids.zst")
+"""The package's own copy, of April 2023: vendors and devices, without subsystems."""
+
+
+_MAX_BYTES = 16 << 20  # the whole list takes 1.4 MiB: more is not it
 
 
 class Name(NamedTuple):
@@ -24,18 +31,23 @@ class Name(NamedTuple):
 def names(ids: Iterable[tuple[int, int]], path: str | None = None) -> dict[tuple[int, int], Name]:
     """Names for ``(vendor_id, device_id)`` pairs: every pair asked has an entry.
 
-    ``path`` is a file in the format of ``pci.ids``; without it the first of :data:`DATABASES`
-    that can be read. A file that is missing or damaged knows no names: never raises.
+    ``path`` is a file in the format of ``pci.ids``, compressed where it ends in ``.zst``; without
+    it the first of :data:`DATABASES` that can be read, or the :data:`PACKAGED` one. A file that is
+    missing or damaged knows no names: never raises.
     """
     wanted: dict[int, set[int]] = {}
     for vendor_id, device_id in ids:
         wanted.setdefault(vendor_id, set()).add(device_id)
     vendors: dict[int, str] = {}
     devices: dict[tuple[int, int], str] = {}
-    candidates = DATABASES if path is None else (path,)
+    candidates = (*DATABASES, PACKAGED) if path is None else (path,)
     for candidate in candidates if wanted else ():
         try:
-            _search(candidate, wanted, vendors, devices)
+            if candidate.endswith(".zst"):
+                _search(_unpacked(candidate), wanted, vendors, devices)
+            else:
+                with open(candidate, encoding="utf-8", errors="replace") as file:
+                    _search(file, wanted, vendors, devices)
         except OSError:
             continue
         break
@@ -46,8 +58,20 @@ def names(ids: Iterable[tuple[int, int]], path: str | None = None) -> dict[tuple
     }
 
 
+def _unpacked(path: str) -> list[str]:
+    """The lines of a file compressed with zstd; ``OSError`` where that fails."""
+    import zstandard  # only here: names are asked for, and the system has no file
+
+    with open(path, "rb") as file:
+        try:
+            content = zstandard.ZstdDecompressor().stream_reader(file).read(_MAX_BYTES)
+        except zstandard.ZstdError as failure:
+            raise OSError(f"{path}: {failure}") from None
+    return content.decode("utf-8", errors="replace").splitlines(keepends=True)
+
+
 def _search(
-    path: str,
+    lines: Iterable[str],
     wanted: dict[int, set[int]],
     vendors: dict[int, str],
     devices: dict[tuple[int, int], str],
@@ -55,24 +79,23 @@ def _search(
     """Vendors start a line, their devices follow after one tab, subsystems after two."""
     missing = set(wanted)
     here: int | None = None
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("\t"):
-                if here is None or line.startswith("\t\t"):
-                    continue
-                found = _entry(line[1:])
-                if found is not None and found[0] in wanted[here]:
-                    devices.setdefault((here, found[0]), found[1])
+    for line in lines:
+        if line.startswith("\t"):
+            if here is None or line.startswith("\t\t"):
                 continue
-            if line.startswith(("#", "\n")):
-                continue
-            if line.startswith("C ") or not missing:
-                return
-            found = _entry(line)
-            here = found[0] if found is not None and found[0] in wanted else None
-            if here is not None and found is not None:
-                missing.discard(here)
-                vendors.setdefault(here, found[1])
+            found = _entry(line[1:])
+            if found is not None and found[0] in wanted[here]:
+                devices.setdefault((here, found[0]), found[1])
+            continue
+        if line.startswith(("#", "\n")):
+            continue
+        if line.startswith("C ") or not missing:
+            return
+        found = _entry(line)
+        here = found[0] if found is not None and found[0] in wanted else None
+        if here is not None and found is not None:
+            missing.discard(here)
+            vendors.setdefault(here, found[1])
 
 
 def _entry(line: str) -> tuple[int, str] | None:
