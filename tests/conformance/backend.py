@@ -99,7 +99,8 @@ class MachineHost(Host):
 
     def limit_locked_memory(self, limit: int) -> None:
         bound = [role for role in self.roles if self.driver(role) == "vfio-pci"]
-        self.kernel = machine_host(locked_limit=limit).kernel
+        compat = COMPAT_NODE in self.features
+        self.kernel = machine_host(locked_limit=limit, compat=compat).kernel
         for role in bound:
             self.bind(role)
 
@@ -123,13 +124,18 @@ class MachineHost(Host):
         self.kernel.eventfd_write(self.event())
 
 
-def machine_host(*, locked_limit: int | None = None) -> MachineHost:
-    """A fresh software machine."""
+def machine_host(*, locked_limit: int | None = None, compat: bool = False) -> MachineHost:
+    """A fresh software machine; ``compat``: with iommufd in the place of the container."""
     from vfiokit.machine.assembly import assemble
 
-    built = assemble(TOPOLOGY, ram=1 << 30, locked_limit=locked_limit)
+    built = assemble(TOPOLOGY, ram=1 << 30, locked_limit=locked_limit, compat_container=compat)
     roles = {role: built[role] for role in ROLES}
     return MachineHost(built.kernel, roles, features(built.kernel, roles))
 
 
-HOSTS: dict[str, Callable[[], Host]] = {"linux": linux_host, "machine": machine_host}
+HOSTS: dict[str, Callable[[], Host]] = {
+    "linux": linux_host,
+    "machine": machine_host,
+    "machine-compat": lambda: machine_host(compat=True),
+}
+"""How to reach each kernel, by the name that the runner takes."""

@@ -33,11 +33,11 @@ class Backend(NamedTuple):
 
 MACHINE = Backend("machine", frozenset({CONTAINER, IOMMUFD, CDEV, SRIOV}))
 """What the software machine stands for; what it lacks is reported as missing."""
+MACHINE_COMPAT = Backend("machine-compat", frozenset({COMPAT_NODE, IOMMUFD, CDEV, SRIOV}))
 LAB = Backend("linux", MACHINE.features, "bzImage-iommufd")
-COMPAT = Backend(
-    "linux-compat", frozenset({COMPAT_NODE, IOMMUFD, CDEV, SRIOV}), "bzImage-iommufd-compat"
-)
-BACKENDS = (MACHINE, LAB, COMPAT)
+LAB_COMPAT = Backend("linux-compat", MACHINE_COMPAT.features, "bzImage-iommufd-compat")
+BACKENDS = (MACHINE, LAB, MACHINE_COMPAT, LAB_COMPAT)
+SOFTWARE = (MACHINE, MACHINE_COMPAT)
 
 
 class UnavailableError(Exception):
@@ -46,7 +46,7 @@ class UnavailableError(Exception):
 
 def run(backend: Backend, ids: Sequence[str]) -> dict[str, dict[str, object]]:
     """Lines by id. Raises :class:`UnavailableError`."""
-    text = _in_the_lab(backend, ids) if backend.image else _here(ids)
+    text = _in_the_lab(backend, ids) if backend.image else _here(backend, ids)
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return {str(line["id"]): line for line in lines if "id" in line}
 
@@ -60,9 +60,9 @@ def _path() -> str:
     return os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests"))
 
 
-def _here(ids: Sequence[str]) -> str:
+def _here(backend: Backend, ids: Sequence[str]) -> str:
     done = subprocess.run(
-        [*_command(ids), "--backend", "machine"],
+        [*_command(ids), "--backend", backend.name],
         env={**os.environ, "PYTHONPATH": _path()},
         cwd=ROOT,
         capture_output=True,

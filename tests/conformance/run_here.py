@@ -1,9 +1,9 @@
 """Run behaviours on the kernel at hand and print one JSON line for each.
 
-``python -m conformance.run_here [--backend linux|machine] [ID ...]``; identifiers may be shell
-patterns. Every behaviour has a process of its own, so that what it leaves open or mapped goes
-away with it. Fields of a line: ``id``, ``outcome`` (``pass``, ``fail``, ``missing``), ``detail``,
-``seconds``.
+``python -m conformance.run_here [--backend linux|machine|machine-compat] [ID ...]``; identifiers
+may be shell patterns. Every behaviour has a process of its own, so that what it leaves open or
+mapped goes away with it. Fields of a line: ``id``, ``outcome`` (``pass``, ``fail``, ``missing``),
+``detail``, ``seconds``.
 """
 
 from __future__ import annotations

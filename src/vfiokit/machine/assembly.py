@@ -82,12 +82,14 @@ def assemble(
     native_drivers: bool = True,
     locked_limit: int | None = None,
     chipset: bool = True,
+    compat_container: bool = False,
 ) -> Assembly:
     """Build the machine of a blueprint and bring its kernel up.
 
     One VT-d unit serves all host bridges, or with ``iommu=False`` none. ``ram`` are bytes of sparse
     memory from 4 GiB on, ``locked_limit`` is RLIMIT_MEMLOCK in bytes (``None``: unlimited), and
-    ``chipset`` adds the functions that a q35 has on bus 0. Raises
+    ``chipset`` adds the functions that a q35 has on bus 0, ``compat_container`` builds the kernel
+    with iommufd in the place of the VFIO container. Raises
     :class:`~vfiokit.pci.blueprint.BlueprintError` for a text that is none, and for a topology whose
     buses or BARs do not fit.
     """
@@ -107,6 +109,7 @@ def assemble(
         topology=_driven(machine, blueprint, places) if native_drivers else None,
         native_drivers=native_drivers,
         locked_limit=locked_limit,
+        iommufd_compat_container=compat_container,
     )
     return Assembly(machine, kernel, blueprint, places)
 
