@@ -33,9 +33,12 @@ class Section(NamedTuple):
     @property
     def cap_id(self) -> int | None:
         """Its id; ``None`` for a name that is not known here."""
-        number = re.match(r"#([0-9a-f]+)|(?:Extended )?Capability ID 0x([0-9a-f]+)", self.title)
+        number = re.match(
+            r"#([0-9a-f]{2,4})\b|(?:Extended )?Capability ID 0x([0-9a-f]{2,4})\b", self.title
+        )
         if number is not None:
-            return int(number[1] or number[2], 16)
+            cap_id = int(number[1] or number[2], 16)
+            return cap_id if self.extended or cap_id <= 0xFF else None
         for name, cap_id in _EXTENDED_NAMES if self.extended else _STANDARD_NAMES:
             if self.title.startswith(name):
                 return cap_id
@@ -124,7 +127,7 @@ _EXTENDED_NAMES = (
 
 _CAP_LIST = 0x10
 _FLAG = re.compile(r"([<>]?[\w/]+)([+-])(?=[\s,;]|$)")
-_CAPABILITY = re.compile(r"Capabilities: \[([0-9a-f]{2,3})(?: v(\d+))?[^\]]*\] ?(.*)")
+_CAPABILITY = re.compile(r"Capabilities: \[([0-9a-f]{2,3})(?: v(\d{1,9}))?[^\]]*\] ?(.*)")
 
 
 def value_of(lines: Sequence[str], key: str) -> str | None:
@@ -150,7 +153,7 @@ def flags(text: str | None, names: Sequence[str]) -> int | None:
 
 def number(text: str | None, key: str, base: int = 10) -> int | None:
     """The number after ``key`` in ``text``: ``Count=64``, ``stride: 2``."""
-    digits = r"[0-9a-f]+" if base == 16 else r"\d+"
+    digits = r"[0-9a-f]{1,16}" if base == 16 else r"\d{1,9}"
     match = re.search(re.escape(key) + r"[ :=#x]*(" + digits + r")\b", text or "")
     return int(match[1], base) if match is not None else None
 
@@ -207,8 +210,8 @@ _PORT_TYPES = (
     ("Root Complex Event Collector", PortType.RC_EVENT_COLLECTOR),
 )
 _EXPRESS = re.compile(
-    r"Express (?:\(v(\d+)\) )?(.*?)(?: \(Slot([+-])\))?"
-    r"(?:, (?:MSI ([0-9a-f]{2})|IntMsgNum (\d+)).*)?"
+    r"Express (?:\(v(\d{1,9})\) )?(.*?)(?: \(Slot([+-])\))?"
+    r"(?:, (?:MSI ([0-9a-f]{2})|IntMsgNum (\d{1,9})).*)?"
 )
 _TIMEOUTS = {
     "50us to 50ms": 0x0,
@@ -252,7 +255,7 @@ def _put_express(registers: Registers, section: Section) -> None:
 
 
 def _put_msi(registers: Registers, section: Section) -> None:
-    count = re.search(r"(?:Count|Queue)=(\d+)/(\d+)", section.title)
+    count = re.search(r"(?:Count|Queue)=(\d{1,9})/(\d{1,9})", section.title)
     bits = dict(_FLAG.findall(section.title))
     if count is None or not {"Enable", "64bit"} <= bits.keys():
         return

@@ -61,10 +61,10 @@ _BUSES = re.compile(
 )
 _REGION = re.compile(
     r"(Region [0-5]|Expansion ROM)(?::| at) ?(\[virtual\] )?(?:(Memory|I/O ports) at )?"
-    r"([0-9a-f]+|<[^>]+>)(?: \[virtual\])?(?: \(([^)]*)\))?(.*)"
+    r"([0-9a-f]{1,16}|<[^>]+>)(?: \[virtual\])?(?: \(([^)]*)\))?(.*)"
 )
-_SIZE = re.compile(r"\[size=(\d+)([KMGTPE]?)\]")
-_LINK = re.compile(r"Speed ([\d.]+) ?GT/s(?: \(\w+\))?, Width x(\d+)")
+_SIZE = re.compile(r"\[size=(\d{1,9})([KMGTPE]?)\]")
+_LINK = re.compile(r"Speed (\d{1,4}(?:\.\d{1,4})?) ?GT/s(?: \(\w+\))?, Width x(\d{1,9})")
 
 
 class Detail(IntEnum):
@@ -288,9 +288,9 @@ def read_recorded(head: Head, lines: Sequence[str]) -> Recorded:
     now, best = (_link(value_of(lines, key)) for key in ("LnkSta", "LnkCap"))
     return Recorded(
         driver=value_of(lines, "Kernel driver in use") or None,
-        iommu_group=_count(value_of(lines, "IOMMU group"), short, r"IOMMU group (\d+)"),
-        numa_node=_count(value_of(lines, "NUMA node"), short, r"NUMA node (\d+)"),
-        irq=_count(value_of(lines, "Interrupt"), short, r"IRQ (\d+)"),
+        iommu_group=_count(value_of(lines, "IOMMU group"), short, r"IOMMU group (\d{1,9})"),
+        numa_node=_count(value_of(lines, "NUMA node"), short, r"NUMA node (\d{1,9})"),
+        irq=_count(value_of(lines, "Interrupt"), short, r"IRQ (\d{1,9})"),
         current_link_speed=now[0],
         current_link_width=now[1],
         max_link_speed=best[0],
@@ -300,7 +300,7 @@ def read_recorded(head: Head, lines: Sequence[str]) -> Recorded:
 
 
 def _count(line: str | None, short: str, pattern: str) -> int | None:
-    match = re.search(pattern, short) if line is None else re.search(r"(\d+)$", line)
+    match = re.search(pattern, short) if line is None else re.search(r"\b(\d{1,9})$", line)
     return int(match[1]) if match is not None else None
 
 

@@ -40,7 +40,8 @@ _LIMITS = (
     "levels of switches may be left out, and addresses of bridges invented",
     "there is no configuration space in it: ACS is unknown, and so is every IOMMU group",
 )
-_SPEED = re.compile(r"(\d+(?:\.\d+)?) ?GT/s(?: PCIe)?")
+_SPEED = re.compile(r"(\d{1,4}(?:\.\d{1,4})?) ?GT/s(?: PCIe)?")
+_WIDTH = re.compile("[1-9][0-9]?")
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -192,7 +193,7 @@ def _function(node: Node, numa_node: int | None) -> Function:
         recorded=Recorded(
             numa_node=numa_node,
             max_link_speed=f"{float(speed[1]):.1f} GT/s PCIe" if speed is not None else None,
-            max_link_width=int(width) if width.isdecimal() and int(width) else None,
+            max_link_width=int(width) if _WIDTH.fullmatch(width) else None,
             names=_names(node),
         ),
     )
@@ -219,7 +220,7 @@ def _names(node: Node) -> dict[str, str]:
 
 def _numa_node(cpu: Node) -> int | None:
     text = cpu.attributes.get("numaid", "")
-    return int(text) if text.isdecimal() and len(text) < 10 else None
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def _hex(text: str | None) -> int | None:
@@ -300,8 +301,11 @@ class _Reader:
         self._busids.add(bdf)
         for name in ("class", "vendor", "device", "subsystem_vendor", "subsystem_device"):
             text = attributes.get(name)
-            if text is not None and not re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", text):
-                raise self._error(f"{name} of {bdf} is no hex number: {text[:40]!r}")
+            digits = 6 if name == "class" else 4
+            if text is not None and not re.fullmatch(rf"0[xX][0-9a-fA-F]{{1,{digits}}}", text):
+                raise self._error(
+                    f"{name} of {bdf} is no hex number of {digits} digits: {text[:40]!r}"
+                )
 
     def _end(self, _tag: str) -> None:
         tag, attributes, children = self._open.pop()
