@@ -42,8 +42,6 @@ class LspciHost(NamedTuple):
     """A machine as ``lspci`` shows it."""
 
     topology: Topology
-    dumped: bool
-    """Whether configuration bytes were in the text."""
     limits: tuple[str, ...]
     """What the text cannot tell, a sentence each."""
 
@@ -74,7 +72,7 @@ def read(pieces: Iterable[bytes], path: str = "") -> LspciHost:
         _consider_neighbours(functions, found, facts)
     topology = (PartialTopology if facts else Topology)(functions.values())
     limits = (*_limits(found, facts, orphans), *_place_limits(topology), _USES)
-    return LspciHost(topology, any(listing.data for listing in found.values()), limits)
+    return LspciHost(topology, limits)
 
 
 def _merged(found: Iterable[Listing], path: str) -> dict[Bdf, Listing]:

@@ -153,7 +153,7 @@ def _streamed(path: str) -> LspciHost | None:
             return None
         with open(path, "rb") as file:
             start = file.read(_SNIFFED_BYTES)
-            if b"\n00: " not in start or start.startswith((b"P: ", b"E: ", b"<")):
+            if b"\n00: " not in start or b"\0" in start or start.startswith((b"P: ", b"E: ", b"<")):
                 return None
             from vfiokit.host import lspci, lspci_listing
 
