@@ -50,8 +50,8 @@ from conformance.iommufd_calls import (
 from vfiokit.abi import iommufd as abi
 from vfiokit.abi import vfio as vfio_abi
 
-SOURCE = "linux-kernel.md §3.3"
-SPACES = "linux-kernel.md §3.11"
+SOURCE = "drivers/vfio/device_cdev.c"
+SPACES = "drivers/iommu/iommufd/device.c, hw_pagetable.c"
 IOVA = 0x100000
 
 

@@ -33,7 +33,7 @@ from conformance.iommufd_calls import call, ioas, ioas_map, ioas_unmap, iommufd,
 from vfiokit.abi import iommufd as iommufd_abi
 from vfiokit.abi import vfio as abi
 
-SOURCE = "linux-kernel.md §3.11"
+SOURCE = "drivers/iommu/iommufd/vfio_compat.c"
 IOVA = 0x100000
 V1, V2 = abi.VFIO_TYPE1_IOMMU, abi.VFIO_TYPE1v2_IOMMU
 

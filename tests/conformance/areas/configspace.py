@@ -22,7 +22,7 @@ from conformance.calls import (
 )
 from conformance.host import CONFIG_REGION, Host
 
-SOURCE = "linux-kernel.md §3.8"
+SOURCE = "drivers/vfio/pci/vfio_pci_config.c"
 COMMAND, STATUS = 0x04, 0x06
 IO, MEMORY, MASTER, INTX_DISABLE = 0x1, 0x2, 0x4, 0x400
 BAR0, ROM_BAR = 0x10, 0x30

@@ -48,7 +48,7 @@ def case(
     error: int | tuple[int, ...] = (),
     binds: str | tuple[str, ...] = "edu",
     native: str | tuple[str, ...] = (),
-    source: str = "linux-kernel.md §3.4",
+    source: str = "drivers/vfio/pci/vfio_pci_core.c",
 ):
     """A behaviour that needs a container."""
     return behaviour(name, source, binds=binds, native=native, error=error, needs=CONTAINER)
@@ -138,8 +138,6 @@ def close_restores(host: Host) -> None:
 
 
 # --- Hot reset ---
-
-HOT = "linux-kernel.md §3.4"
 
 
 def _hot_info(host: Host, fd: int, room: int) -> tuple[int, list[tuple[int, int, int]]]:
@@ -276,7 +274,7 @@ def hot_wrong(host: Host) -> None:
 
 # --- Features ---
 
-FEATURES = "linux-kernel.md §3.7"
+FEATURES = "drivers/vfio/vfio_main.c, pci/vfio_pci_dmabuf.c"
 DMA_BUF, LOW_POWER, TOKEN, MIGRATION = (
     abi.VFIO_DEVICE_FEATURE_DMA_BUF,
     abi.VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY,
@@ -485,7 +483,7 @@ def low_power_wakeup(host: Host) -> None:
 
 # --- VF tokens ---
 
-TOKENS = "linux-kernel.md §5"
+TOKENS = "drivers/vfio/pci/vfio_pci_core.c: vfio_pci_validate_vf_token"
 _FIRST = uuid.UUID("00112233-4455-6677-8899-aabbccddeeff")
 _OTHER = uuid.UUID("ffeeddcc-bbaa-9988-7766-554433221100")
 

@@ -27,7 +27,7 @@ from vfiokit.abi import vfio as abi
 
 VIABLE, SET = abi.VFIO_GROUP_FLAGS_VIABLE, abi.VFIO_GROUP_FLAGS_CONTAINER_SET
 _TOKEN = "00112233-4455-6677-8899-aabbccddeeff"
-SOURCE = "linux-kernel.md §3.3"
+SOURCE = "drivers/vfio/group.c, container.c"
 
 
 @behaviour("group/has-no-node-before-binding", SOURCE, native="edu", error=errno.ENOENT)
@@ -329,7 +329,11 @@ def api_version(host: Host) -> None:
     assert host.ioctl(container(host), abi.VFIO_GET_API_VERSION) == abi.VFIO_API_VERSION
 
 
-@behaviour("container/extensions-before-set-iommu", "linux-kernel.md §3.2", needs=CONTAINER)
+@behaviour(
+    "container/extensions-before-set-iommu",
+    "drivers/vfio/container.c, vfio_iommu_type1.c",
+    needs=CONTAINER,
+)
 def extensions_before(host: Host) -> None:
     fd = container(host)
     answers = {
@@ -350,7 +354,10 @@ def extensions_before(host: Host) -> None:
 
 
 @behaviour(
-    "container/extensions-after-set-iommu", "linux-kernel.md §3.2", binds="edu", needs=CONTAINER
+    "container/extensions-after-set-iommu",
+    "drivers/vfio/container.c, vfio_iommu_type1.c",
+    binds="edu",
+    needs=CONTAINER,
 )
 def extensions_after(host: Host) -> None:
     fd, _group = join(host, "edu")
@@ -368,7 +375,7 @@ def extensions_after(host: Host) -> None:
 
 @behaviour(
     "container/coherency-is-what-the-iommu-can-enforce",
-    "linux-kernel.md §3.2",
+    "drivers/vfio/container.c, vfio_iommu_type1.c",
     binds="edu",
     needs=CONTAINER,
 )

@@ -32,7 +32,7 @@ from conformance.iommufd_calls import (
 from vfiokit.abi import iommufd as abi
 from vfiokit.abi import vfio as vfio_abi
 
-SOURCE = "linux-kernel.md §3.11"
+SOURCE = "drivers/iommu/iommufd/ioas.c, io_pagetable.c"
 IOVA = 0x100000
 
 

@@ -41,7 +41,7 @@ from conformance.calls import (
 from conformance.host import Host
 from vfiokit.abi import vfio as abi
 
-SOURCE = "linux-kernel.md §3.6"
+SOURCE = "drivers/vfio/pci/vfio_pci_intrs.c"
 _EVENTFD, _MASKABLE, _AUTOMASKED, _NORESIZE = (
     abi.VFIO_IRQ_INFO_EVENTFD,
     abi.VFIO_IRQ_INFO_MASKABLE,

@@ -26,7 +26,7 @@ from conformance.calls import (
 from conformance.host import CONFIG_REGION, PAGE, Host
 from vfiokit.abi import vfio as abi
 
-SOURCE = "linux-kernel.md §3.5"
+SOURCE = "drivers/vfio/pci/vfio_pci_core.c, vfio_pci_rdwr.c"
 READ, WRITE, MMAP, CAPS = (
     abi.VFIO_REGION_INFO_FLAG_READ,
     abi.VFIO_REGION_INFO_FLAG_WRITE,

@@ -15,8 +15,11 @@ VFIO = f"{BUS}/drivers/vfio-pci"
 NVME = f"{BUS}/drivers/nvme"
 GROUPS = "/sys/kernel/iommu_groups"
 EDU_ID = "1234 11e8"
-BINDING = "linux-kernel.md §3.3, drivers/base/bus.c"
-RESET = "linux-kernel.md §5"
+BINDING = "drivers/base/bus.c, drivers/pci/pci-driver.c"
+RESET = "drivers/pci/pci.c, pci-sysfs.c"
+SRIOV_SOURCE = "drivers/pci/iov.c"
+IOMMU = "drivers/iommu/iommu.c"
+CONFIG = "drivers/pci/probe.c, pci-sysfs.c"
 
 
 def _free(host: Host, role: str) -> str:
@@ -303,7 +306,7 @@ def reset_keeps(host: Host) -> None:
 # --- Groups ---
 
 
-@behaviour("sysfs/group-lists-its-functions", "linux-kernel.md §2.5")
+@behaviour("sysfs/group-lists-its-functions", IOMMU)
 def group_devices(host: Host) -> None:
     for role in host.roles:
         listed = host.kernel.tree.list(f"{GROUPS}/{host.group(role)}/devices")
@@ -312,7 +315,7 @@ def group_devices(host: Host) -> None:
     assert pair == sorted(str(host.roles[role]) for role in ("first", "second"))
 
 
-@behaviour("sysfs/functions-alone-behind-acs-have-groups-of-their-own", "linux-kernel.md §2.4")
+@behaviour("sysfs/functions-alone-behind-acs-have-groups-of-their-own", IOMMU)
 def groups_of_their_own(host: Host) -> None:
     alone = ("edu", "nvme", "pf", "shm", "testdev", "nic", "rooted")
     for role in alone:
@@ -320,7 +323,7 @@ def groups_of_their_own(host: Host) -> None:
     assert len({host.group(role) for role in alone}) == len(alone)
 
 
-@behaviour("sysfs/port-without-acs-shares-the-group-below", "linux-kernel.md §2.4")
+@behaviour("sysfs/port-without-acs-shares-the-group-below", IOMMU)
 def group_with_port(host: Host) -> None:
     path = host.kernel.tree.readlink(f"{DEVICES}/{host.roles['below']}")
     port = path.split("/")[-2]
@@ -328,13 +331,13 @@ def group_with_port(host: Host) -> None:
     assert listed == sorted([port, str(host.roles["below"])])
 
 
-@behaviour("sysfs/group-reserves-the-interrupt-range", "linux-kernel.md §2.5")
+@behaviour("sysfs/group-reserves-the-interrupt-range", IOMMU)
 def reserved(host: Host) -> None:
     text = host.read(f"{GROUPS}/{host.group('edu')}/reserved_regions")
     assert "0x00000000fee00000 0x00000000feefffff msi" in text.splitlines()
 
 
-@behaviour("sysfs/unknown-group-type-is-einval", "linux-kernel.md §2.5", error=errno.EINVAL)
+@behaviour("sysfs/unknown-group-type-is-einval", IOMMU, error=errno.EINVAL)
 def group_type(host: Host) -> None:
     _free(host, "edu")
     with host.refuses(errno.EINVAL):
@@ -343,7 +346,7 @@ def group_type(host: Host) -> None:
 
 @behaviour(
     "sysfs/group-type-with-a-bound-driver-is-eperm",
-    "linux-kernel.md §2.5",
+    IOMMU,
     native="nvme",
     error=errno.EPERM,
 )
@@ -354,7 +357,7 @@ def group_type_bound(host: Host) -> None:
         host.write(path, other)
 
 
-@behaviour("sysfs/group-type-can-change-without-drivers", "linux-kernel.md §2.5")
+@behaviour("sysfs/group-type-can-change-without-drivers", IOMMU)
 def group_type_free(host: Host) -> None:
     _free(host, "edu")
     path = f"{GROUPS}/{host.group('edu')}/type"
@@ -367,7 +370,7 @@ def group_type_free(host: Host) -> None:
 # --- Identity ---
 
 
-@behaviour("sysfs/attributes-agree-with-configuration-space", "linux-kernel.md §4.3")
+@behaviour("sysfs/attributes-agree-with-configuration-space", CONFIG)
 def identity(host: Host) -> None:
     for role in host.roles:
         data = host.kernel.tree.read(host.path(role, "config"))
@@ -383,7 +386,7 @@ def identity(host: Host) -> None:
         assert host.read(host.path(role, "class")) == f"0x{code:06x}"
 
 
-@behaviour("sysfs/ids-are-those-of-the-topology", "lab.md §1")
+@behaviour("sysfs/ids-are-those-of-the-topology", "QEMU")
 def ids(host: Host) -> None:
     expected = {
         "edu": ("0x1234", "0x11e8", "0x00ff00", "0x10"),
@@ -397,7 +400,7 @@ def ids(host: Host) -> None:
     assert seen == expected
 
 
-@behaviour("sysfs/configuration-space-is-256-or-4096-bytes", "linux-kernel.md §3.8")
+@behaviour("sysfs/configuration-space-is-256-or-4096-bytes", CONFIG)
 def config_size(host: Host) -> None:
     seen = {
         role: len(host.kernel.tree.read(host.path(role, "config")))
@@ -440,7 +443,7 @@ def _pf(host: Host, *, autoprobe: bool = False) -> str:
     return path
 
 
-@behaviour("sriov/capability-is-told", RESET, needs=SRIOV)
+@behaviour("sriov/capability-is-told", SRIOV_SOURCE, needs=SRIOV)
 def sriov_told(host: Host) -> None:
     seen = {
         name: host.read(host.path("pf", name))
@@ -455,12 +458,12 @@ def sriov_told(host: Host) -> None:
     assert host.read(host.path("pf", "sriov_vf_device")) == "10"
 
 
-@behaviour("sriov/functions-without-it-have-no-attributes", RESET)
+@behaviour("sriov/functions-without-it-have-no-attributes", SRIOV_SOURCE)
 def sriov_others(host: Host) -> None:
     assert not host.kernel.tree.exists(host.path("nvme", "sriov_numvfs"))
 
 
-@behaviour("sriov/enabling-makes-functions", RESET, needs=SRIOV)
+@behaviour("sriov/enabling-makes-functions", SRIOV_SOURCE, needs=SRIOV)
 def sriov_enable(host: Host) -> None:
     path = _pf(host)
     host.write(path, "2")
@@ -479,7 +482,7 @@ def sriov_enable(host: Host) -> None:
     assert not tree.exists(f"{DEVICES}/{address}")
 
 
-@behaviour("sriov/functions-have-groups-of-their-own", RESET, needs=SRIOV)
+@behaviour("sriov/functions-have-groups-of-their-own", SRIOV_SOURCE, needs=SRIOV)
 def sriov_groups(host: Host) -> None:
     host.write(_pf(host), "2")
     numbers = {
@@ -488,7 +491,7 @@ def sriov_groups(host: Host) -> None:
     assert len(numbers) == 3
 
 
-@behaviour("sriov/more-than-there-are-is-erange", RESET, needs=SRIOV, error=errno.ERANGE)
+@behaviour("sriov/more-than-there-are-is-erange", SRIOV_SOURCE, needs=SRIOV, error=errno.ERANGE)
 def sriov_many(host: Host) -> None:
     path = _pf(host)
     for count in ("3", "65535"):
@@ -496,7 +499,7 @@ def sriov_many(host: Host) -> None:
             host.write(path, count)
 
 
-@behaviour("sriov/another-number-is-ebusy", RESET, needs=SRIOV, error=errno.EBUSY)
+@behaviour("sriov/another-number-is-ebusy", SRIOV_SOURCE, needs=SRIOV, error=errno.EBUSY)
 def sriov_change(host: Host) -> None:
     path = _pf(host)
     host.write(path, "2")
@@ -505,7 +508,7 @@ def sriov_change(host: Host) -> None:
     assert host.read(path) == "2"
 
 
-@behaviour("sriov/same-number-is-nothing", RESET, needs=SRIOV)
+@behaviour("sriov/same-number-is-nothing", SRIOV_SOURCE, needs=SRIOV)
 def sriov_same(host: Host) -> None:
     path = _pf(host)
     host.write(path, "0")
@@ -514,7 +517,7 @@ def sriov_same(host: Host) -> None:
     assert host.read(path) == "1"
 
 
-@behaviour("sriov/no-number-is-einval", RESET, needs=SRIOV, error=errno.EINVAL)
+@behaviour("sriov/no-number-is-einval", SRIOV_SOURCE, needs=SRIOV, error=errno.EINVAL)
 def sriov_word(host: Host) -> None:
     path = _pf(host)
     for word in ("x", "-1", "1x"):
@@ -522,13 +525,13 @@ def sriov_word(host: Host) -> None:
             host.write(path, word)
 
 
-@behaviour("sriov/number-beyond-16-bits-is-einval", RESET, needs=SRIOV, error=errno.EINVAL)
+@behaviour("sriov/number-beyond-16-bits-is-einval", SRIOV_SOURCE, needs=SRIOV, error=errno.EINVAL)
 def sriov_wide(host: Host) -> None:
     with host.refuses(errno.EINVAL):
         host.write(_pf(host), "65536")
 
 
-@behaviour("sriov/without-driver-is-enoent", RESET, needs=SRIOV, error=errno.ENOENT)
+@behaviour("sriov/without-driver-is-enoent", SRIOV_SOURCE, needs=SRIOV, error=errno.ENOENT)
 def sriov_unbound(host: Host) -> None:
     path = _pf(host)
     _free(host, "pf")
@@ -539,7 +542,7 @@ def sriov_unbound(host: Host) -> None:
 
 @behaviour(
     "sriov/vfio-pci-without-enable-sriov-is-enoent",
-    RESET,
+    SRIOV_SOURCE,
     binds="pf",
     needs=SRIOV,
     error=errno.ENOENT,
@@ -551,7 +554,7 @@ def sriov_vfio(host: Host) -> None:
         host.write(path, "1")
 
 
-@behaviour("sriov/vfio-pci-captures-the-functions", RESET, binds="pf", needs=SRIOV)
+@behaviour("sriov/vfio-pci-captures-the-functions", SRIOV_SOURCE, binds="pf", needs=SRIOV)
 def sriov_capture(host: Host) -> None:
     host.change("/sys/module/vfio_pci/parameters/enable_sriov", "Y")
     path = host.path("pf", "sriov_numvfs")
@@ -563,7 +566,7 @@ def sriov_capture(host: Host) -> None:
         assert host.read(f"{place}/driver_override") == "vfio-pci"
 
 
-@behaviour("sriov/unbinding-vfio-pci-removes-the-functions", RESET, binds="pf", needs=SRIOV)
+@behaviour("sriov/unbinding-vfio-pci-removes-the-functions", SRIOV_SOURCE, binds="pf", needs=SRIOV)
 def sriov_unbind(host: Host) -> None:
     host.change("/sys/module/vfio_pci/parameters/enable_sriov", "Y")
     path = host.path("pf", "sriov_numvfs")
@@ -575,7 +578,7 @@ def sriov_unbind(host: Host) -> None:
     assert host.read(path) == "0"
 
 
-@behaviour("sriov/autoprobe-off-leaves-functions-unbound", RESET, needs=SRIOV)
+@behaviour("sriov/autoprobe-off-leaves-functions-unbound", SRIOV_SOURCE, needs=SRIOV)
 def sriov_autoprobe(host: Host) -> None:
     host.write(_pf(host), "1")
     assert host.link(host.path("pf", "virtfn0/driver")) == ""

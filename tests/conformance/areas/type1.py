@@ -29,7 +29,7 @@ from conformance.calls import (
 from conformance.host import PAGE, Host
 from vfiokit.abi import vfio as abi
 
-SOURCE = "linux-kernel.md §3.9"
+SOURCE = "drivers/vfio/vfio_iommu_type1.c"
 IOVA = 0x100000
 ALL = abi.VFIO_DMA_UNMAP_FLAG_ALL
 VADDR = abi.VFIO_DMA_UNMAP_FLAG_VADDR
