@@ -66,10 +66,15 @@ def _print_groups(
     leaks = grouping.leaks(topology)
     for leak in leaks:
         output.line(f"note: {leak.text()}")
+    if grouping.uncertain:
+        output.line(
+            f"{len(grouping.uncertain)} functions are uncertain: configuration space that decides "
+            "is not in this description"
+        )
     if comparison.total:
         output.line(f"{comparison.agree} of {comparison.total} recorded groups agree")
         for difference in comparison.differences:
-            output.line(f"differs: {difference}")
+            output.line(f"differs: {difference.text()}")
     else:
         output.line(f"{len(grouping.groups)} groups predicted; the host's kernel recorded none")
 
@@ -138,7 +143,8 @@ def _document(topology: Topology, grouping: Grouping, comparison: Comparison) ->
         "recorded": {
             "total": comparison.total,
             "agree": comparison.agree,
-            "differences": [str(difference) for difference in comparison.differences],
+            "differences": [difference.text() for difference in comparison.differences],
         },
+        "uncertain": [str(bdf) for bdf in grouping.uncertain],
         "leaks": [leak.text() for leak in grouping.leaks(topology)],
     }

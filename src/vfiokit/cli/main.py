@@ -76,7 +76,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--host",
         default="live",
         metavar="live|demo|FILE",
-        help="this machine (default), the packaged capture, or a capture, record or folder",
+        help="this machine (default), the packaged capture, or a file: a capture, a record, "
+        "the output of lspci, an NCCL topology; or a folder",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 

@@ -73,6 +73,11 @@ class Session:
 
         return read_topology(self._kernel.tree)
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the description of the host cannot tell; empty for a machine or this host."""
+        return () if self._kernel is not None else self._description.limits
+
     def _say_limits(self) -> None:
         """Once, and on standard error: what a description without files cannot tell."""
         if self._description.tree is not None or self._limits_said:

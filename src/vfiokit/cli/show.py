@@ -25,6 +25,9 @@ examples:
   vfiokit show 05:00.0 -v            with every register of every capability
 """
 
+UNCERTAIN = "uncertain: configuration space that decides is not in this description"
+"""Said of a prediction that rests on bytes nobody captured."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare arguments."""
@@ -53,7 +56,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     )
     if output.json:
         documents = [document(topology, grouping, function) for function in chosen]
-        output.document("show", session.host, {"devices": documents})
+        body = {"limits": list(session.limits), "devices": documents}
+        output.document("show", session.host, body)
         return exit_code.DONE
     for function in chosen:
         for line in lines(topology, grouping, function):
@@ -120,11 +124,19 @@ def _group_lines(topology: Topology, grouping: Grouping, function: Function) -> 
     others = [str(bdf) for bdf in group.members if bdf != function.bdf]
     by_kernel = "none recorded" if recorded is None else f"{recorded} recorded"
     shared = f"shared with {', '.join(others)}" if others else "alone in it"
-    del topology
-    return [
+    found = [
         f"  IOMMU group  {by_kernel}, {group.id} predicted, {shared}",
         f"               {grouping.why(function.bdf).text()}",
     ]
+    if _is_uncertain(topology, grouping, function):
+        found.append(f"               {UNCERTAIN}")
+    return found
+
+
+def _is_uncertain(topology: Topology, grouping: Grouping, function: Function) -> bool:
+    """Whether bytes that decide are missing here or above."""
+    deciding = {function.bdf, *(port.bdf for port in topology.path_to_root(function))}
+    return not deciding.isdisjoint(grouping.uncertain)
 
 
 def _bar_lines(function: Function) -> list[str]:
@@ -220,6 +232,7 @@ def document(topology: Topology, grouping: Grouping, function: Function) -> dict
             "iommu_group": group.id,
             "members": [str(bdf) for bdf in group.members],
             "why": grouping.why(function.bdf).text(),
+            "uncertain": _is_uncertain(topology, grouping, function),
         },
         "bars": [
             {
