@@ -119,7 +119,12 @@ OBFF = {
 }
 OBFF_ENABLED = numbered("Disabled,Via message A,Via message B,Via WAKE#")
 # Speeds up to the fastest; bit n of the register is speed code n + 1.
-SUPPORTED_SPEEDS = {"2.5-5GT/s": 0b11, "2.5-8GT/s": 0b111, "2.5GT/s": 1, "2.5-32GT/s": 0b11111}
+SUPPORTED_SPEEDS = {
+    "2.5-5GT/s": 0b11,
+    "2.5-8GT/s": 0b111,
+    "2.5-16GT/s": 0b1111,
+    "2.5-32GT/s": 0b11111,
+}
 HT_WIDTHS = {"8bit": 0, "16bit": 1, "32bit": 3, "2bit": 4, "4bit": 5, "N/C": 7}
 HT_FREQUENCIES = numbered("200MHz,300MHz,400MHz,500MHz,600MHz,800MHz,1.0GHz,1.2GHz,1.4GHz,1.6GHz")
 HT_FREQUENCIES["[e]"] = 14
@@ -307,7 +312,7 @@ def cxl_range(index: int) -> Words:
 
 
 def resizable(index: int) -> Words:
-    ours = f"@bars.{index}"
+    ours = f"@bars.bar={index}"
     return Words(
         "",
         numbers=(
@@ -768,6 +773,7 @@ EXPRESS = {
 }
 
 TABLE: dict[str, dict[str, Words]] = {
+    "Null": {"": Words("")},
     "Power Management": {
         "": Words("", numbers=(Number(r"version (\d)", "capabilities.version"),)),
         "Flags": Words(
@@ -1285,7 +1291,7 @@ TABLE: dict[str, dict[str, Words]] = {
                 Number(r"BIR: (\d)", "migration_state_array.bir"),
             ),
         ),
-        **{f"Region {index}": vf_bar(index) for index in (0, 2, 3, 4)},
+        **{f"Region {index}": vf_bar(index) for index in (0, 1, 2, 3, 4)},
     },
     "Multicast": {
         "": Words(""),
@@ -1342,7 +1348,8 @@ TABLE: dict[str, dict[str, Words]] = {
             ),
         ),
     },
-    "Physical Resizable BAR": {"": Words(""), "BAR 0": resizable(0), "BAR 4": resizable(0)},
+    "Physical Resizable BAR": {"": Words("")}
+    | {f"BAR {index}": resizable(index) for index in (0, 1, 3, 4)},
     "Transaction Processing Hints": {
         "": Words(
             "",

@@ -1,9 +1,9 @@
 """Every word that lspci writes about a capability is what we read there.
 
-The dumps are those of pciutils' own tests; lspci decodes them here and now. Its words are taken
-apart by their form (:mod:`lspci_text`), a table says what each means (:mod:`lspci_table`), and a
-word of pciutils 3.9 that the table does not know fails: nothing is left out silently. Of other
-versions, words unknown here are passed over.
+The dumps are those of pciutils' own tests, and the configuration spaces of the packaged server;
+lspci decodes them here and now. Its words are taken apart by their form (:mod:`lspci_text`), a
+table says what each means (:mod:`lspci_table`), and a word of pciutils 3.9 that the table does not
+know fails: nothing is left out silently. Of other versions, words unknown here are passed over.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import pytest
 from lspci_table import TABLE, Number, Words
 from lspci_text import Block, Line, blocks, flags, functions
 
+from vfiokit.host.source import open_tree
+from vfiokit.host.sysfs import read_topology
 from vfiokit.pci.capability import CapabilityList, capabilities
 from vfiokit.pci.config import ConfigSpace
 
@@ -182,6 +184,8 @@ def compare(text: str, dump: Path, record: Record) -> Iterator[Compared]:
         capability = next(
             (each for each in found[block.function] if each.offset == block.offset), None
         )
+        if block.title == "Null" and block.extended and capability is None:
+            continue  # a placeholder that only points on
         assert capability is not None, f"{block.function}: nothing at {block.offset:#x}"
         assert capability.version == block.version
         title = title_of(block)
@@ -198,10 +202,22 @@ def compare(text: str, dump: Path, record: Record) -> Iterator[Compared]:
             yield from words_of(words, said, decoded, (title, label), record)
 
 
-def everything(lspci: str, record: Record) -> list[Compared]:
+def server(path: Path) -> Path:
+    """The packaged server as a dump at ``path``."""
+    lines: list[str] = []
+    for function in read_topology(open_tree("demo")):
+        data = function.config.data
+        lines += [f"{function.bdf} a function"]
+        lines += [f"{at:02x}: {data[at : at + 16].hex(' ')}" for at in range(0, len(data), 16)]
+        lines += [""]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def everything(lspci: str, record: Record, folder: Path) -> list[Compared]:
     """All that the installed lspci says of all dumps, and that a later one said of its own."""
     found: list[Compared] = []
-    for dump in dumps():
+    for dump in (server(folder / "server"), *dumps()):
         found += compare(decoded_by(lspci, dump), dump, record)
     later = DUMPS / "cap-ide"  # its text was written by a version that knows IDE
     found += compare(later.read_text(), later, record)
@@ -214,8 +230,10 @@ def record() -> Record:
 
 
 @pytest.fixture(scope="module")
-def compared(lspci: str, record: Record) -> list[Compared]:
-    return everything(lspci, record)
+def compared(
+    lspci: str, record: Record, tmp_path_factory: pytest.TempPathFactory
+) -> list[Compared]:
+    return everything(lspci, record, tmp_path_factory.mktemp("lspci"))
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +249,15 @@ def test_every_word_of_lspci_is_what_we_read(compared):
 
 
 def test_thousands_of_words_were_compared(compared):
-    assert len(compared) >= 3000  # by any version; 8347 by 3.9
+    assert len(compared) >= 3000  # by any version; 3.9 says six times as much
     assert len({(each.title, each.place) for each in compared}) >= 400
+
+
+@pytest.mark.usefixtures("the_version_known")
+def test_the_page_tells_how_many(compared):
+    page = (REPOSITORY / "docs/capabilities.md").read_text(encoding="utf-8")
+    places = {(each.title, each.place) for each in compared}
+    assert f"{len(compared)} values with pciutils 3.9, {len(places)} different ones" in page
 
 
 @pytest.mark.usefixtures("the_version_known", "compared")

@@ -183,6 +183,38 @@ def test_cardbus_bridge_has_its_pointer_elsewhere():
     assert capabilities(ConfigSpace(data)).find(0x01).offset == 0xA0
 
 
+def test_extended_capability_that_reads_all_ones_is_a_finding():
+    data = bytearray(b"\xff" * 4096)
+    data[:256] = bytes(256)
+    assert codes(ConfigSpace(data)) == []  # conventional: there is no extended space
+    struct.pack_into("<I", data, 0x100, 0x140 << 20 | 0x1000D)
+    assert codes(ConfigSpace(data)) == ["bad-pointer"]
+
+
+def test_contents_are_examined_when_asked():
+    data = bytearray(4096)
+    struct.pack_into("<II", data, 0x100, 0x108 << 20 | 0x1000B, 0x02000001)  # 32 bytes, not 8
+    struct.pack_into("<II", data, 0x108, 0xFFC << 20 | 0x1000B, 0x00400001)  # 4 bytes
+    struct.pack_into("<I", data, 0xFFC, 0x1000D)
+    found = capabilities(ConfigSpace(data))
+    assert found.findings == ()
+    assert [(finding.offset, finding.code) for finding in found.examine()] == [
+        (0x100, "overlap"),
+        (0x108, "bad-length"),
+        (0xFFC, "truncated"),
+    ]
+
+
+def test_real_contents_have_nothing_to_find(real):
+    found = {
+        (dump.file, finding.code)
+        for dump in real
+        for finding in capabilities(dump.config).examine()
+    }
+    # A loop for which the dump was kept, and an Intel capability that says it has 255 bytes.
+    assert found == {("broken-ecaps", "loop"), ("tree-asus-p6t6", "past-end")}
+
+
 def test_placeholder_at_0x100_leads_to_the_first_extended_capability():
     data = bytearray(4096)
     struct.pack_into("<I", data, 0x100, 0x150 << 20)

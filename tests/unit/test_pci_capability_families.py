@@ -556,6 +556,7 @@ SHORT_OF_REGISTERS = {
     "configuration-access",
     "m-phy",
     "mriov",
+    "null",
     "physical-128gt",
     "secure",
     "siov",

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import IntFlag
 
-from vfiokit.pci.capability.register import Capability, Field, Layout, Register, flag
+from vfiokit.pci.capability.register import (
+    Capability,
+    Field,
+    Layout,
+    Register,
+    Repeated,
+    counted,
+    flag,
+)
 
 
 class Acs(IntFlag):
@@ -55,23 +63,40 @@ CONTROL = Register(
 )
 
 
+EGRESS_VECTOR = Register(
+    "vector",
+    0x00,
+    4,
+    (
+        Field(
+            "ports",
+            31,
+            0,
+            "rw",
+            doc="bit n: peer-to-peer requests to port 32 × index + n are blocked or redirected",
+        ),
+    ),
+    "§7.7.11.4",
+)
+
+
+def _egress_bits(capability: Capability) -> int:
+    if not capability.field(CAPABILITY, "egress_control"):
+        return 0
+    return capability.field(CAPABILITY, "egress_vector_size") or 256
+
+
+def _egress_dwords(capability: Capability) -> int:
+    return (_egress_bits(capability) + 31) // 32
+
+
 def egress_vector(capability: Capability) -> tuple[int, ...]:
     """The Egress Control Vector as bits, index 0 first; empty without Egress Control."""
-    if not capability.field(CAPABILITY, "egress_control"):
-        return ()
-    count = capability.field(CAPABILITY, "egress_vector_size") or 256
     bits: list[int] = []
-    for index in range(count):
+    for index in range(_egress_bits(capability)):
         dword = capability.raw(0x08 + index // 32 * 4, 4)
         bits.append(dword >> index % 32 & 1)
     return tuple(bits)
-
-
-def _size(capability: Capability) -> int:
-    if not capability.field(CAPABILITY, "egress_control"):
-        return 8
-    count = capability.field(CAPABILITY, "egress_vector_size") or 256
-    return 8 + (count + 31) // 32 * 4
 
 
 LAYOUT = Layout(
@@ -81,6 +106,7 @@ LAYOUT = Layout(
     True,
     (CAPABILITY, CONTROL),
     "§7.7.11",
-    _size,
+    lambda capability: 8 + 4 * _egress_dwords(capability),
     derive=lambda capability: {"egress_vector": list(egress_vector(capability))},
+    repeated=(Repeated("egress", (EGRESS_VECTOR,), counted(8, 4, _egress_dwords)),),
 )

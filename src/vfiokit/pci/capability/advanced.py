@@ -1,6 +1,7 @@
 """Conventional PCI Advanced Features (id 0x13): reset for functions without PCI Express.
 
-Source: PCI-SIG Engineering Change Notice "Advanced Capabilities for Conventional PCI" (2006).
+Source: PCI-SIG Engineering Change Notice "Advanced Capabilities for Conventional PCI" (2006),
+PCI Express Base Specification 6.0 §7.9.21.
 """
 
 from __future__ import annotations
@@ -20,6 +21,6 @@ LAYOUT = Layout(
     0x13,
     False,
     (LENGTH, CAPABILITIES, CONTROL, STATUS),
-    "",
+    "§7.9.21",
     lambda _: 6,
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vfiokit.pci.capability.register import Layout
 
 STANDARD = {
+    0x00: "undescribed.NULL",
     0x01: "power.LAYOUT",
     0x02: "agp.AGP",
     0x03: "vital_product.LAYOUT",

@@ -1,4 +1,4 @@
-"""Capabilities known by name only: deprecated, or specified where the public cannot read it.
+"""Capabilities known by name only: empty, deprecated, or specified where the public cannot read.
 
 Source: PCI Code and ID Assignment Specification 1.15 and later.
 """
@@ -12,6 +12,7 @@ def _named(cap_id: int, name: str, title: str) -> Layout:
     return Layout(name, title, cap_id, True, (), "", fixed(4))
 
 
+NULL = Layout("null", "Null", 0x00, False, (), "§7.9.27", fixed(2))
 CONFIGURATION_ACCESS = _named(0x0C, "configuration-access", "Configuration Access Correlation")
 MULTI_ROOT = _named(0x11, "mriov", "Multi-Root I/O Virtualization")
 M_PHY = _named(0x20, "m-phy", "PCI Express over M-PHY")
