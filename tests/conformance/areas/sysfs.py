@@ -295,6 +295,30 @@ def no_method(host: Host) -> None:
         host.write(host.path("nvme", "reset"), "1")
 
 
+@behaviour("sysfs/reset-method-that-has-gone-is-einval", RESET, error=errno.EINVAL)
+def method_gone(host: Host) -> None:
+    with host.refuses(errno.EINVAL):
+        host.write(host.path("first", "reset_method"), "bus")
+
+
+@behaviour("sysfs/default-reset-methods-are-found-anew", RESET)
+def method_default(host: Host) -> None:
+    path = host.path("first", "reset_method")
+    host.write(path, "default")
+    assert host.read(path) == "flr"
+
+
+@behaviour("sysfs/parameters-of-modules-are-checked", "lib/kstrtox.c", error=errno.EINVAL)
+def parameters(host: Host) -> None:
+    path = "/sys/module/vfio_pci/parameters/enable_sriov"
+    host.change(path, "1")
+    assert host.read(path) == "Y"
+    host.write(path, "off")
+    assert host.read(path) == "N"
+    with host.refuses(errno.EINVAL):
+        host.write(path, "maybe")
+
+
 @behaviour("sysfs/reset-keeps-bars-and-command", RESET)
 def reset_keeps(host: Host) -> None:
     _free(host, "edu")

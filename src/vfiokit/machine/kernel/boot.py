@@ -117,20 +117,21 @@ def add_groups(
     files: FileSystem,
     groups: Mapping[Bdf, int],
     places: Mapping[Bdf, str],
-    kinds: Mapping[int, str],
+    kinds: Mapping[int, File],
 ) -> None:
-    """``/sys/kernel/iommu_groups`` and the links to it, as far as they were not recorded."""
+    """``/sys/kernel/iommu_groups`` and the links to it, as far as they were not recorded.
+
+    ``kinds`` is the attribute ``type`` of each group.
+    """
     for bdf, number in groups.items():
         folder = f"{GROUPS}/{number}"
         add_link(files, f"{places[bdf]}/iommu_group", folder)
         add_link(files, f"{folder}/devices/{bdf}", places[bdf])
     for number, kind in kinds.items():
-        for name, content in (
-            ("type", f"{kind}\n"),
-            ("reserved_regions", "0x00000000fee00000 0x00000000feefffff msi\n"),
-        ):
+        regions = File(b"0x00000000fee00000 0x00000000feefffff msi\n")
+        for name, file in (("type", kind), ("reserved_regions", regions)):
             if not files.exists(f"{GROUPS}/{number}/{name}"):
-                files.add(f"{GROUPS}/{number}/{name}", File(content.encode()))
+                files.add(f"{GROUPS}/{number}/{name}", file)
 
 
 def reserved_regions(files: FileSystem, number: int) -> list[tuple[int, int]]:
@@ -185,17 +186,15 @@ def add_iommufd(files: FileSystem, opener: Callable[[], object]) -> None:
     files.add(parameter, File(b"N\n"))
 
 
-def add_modules(files: FileSystem) -> None:
-    """``/sys/module`` of the VFIO modules."""
-    parameters = {
-        "vfio": {"enable_unsafe_noiommu_mode": "N"},
-        "vfio_pci": {"disable_idle_d3": "N", "nointxmask": "N", "enable_sriov": "N", "ids": ""},
-        "vfio_iommu_type1": {
-            "allow_unsafe_interrupts": "N",
-            "disable_hugepages": "N",
-            "dma_entry_limit": "65535",
-        },
+def add_modules(files: FileSystem, live: Mapping[str, File]) -> None:
+    """``/sys/module`` of the VFIO modules; ``live`` parameters by ``module/name``."""
+    fixed = {
+        "vfio/enable_unsafe_noiommu_mode": "N",
+        "vfio_pci/disable_idle_d3": "N",
+        "vfio_pci/nointxmask": "N",
+        "vfio_iommu_type1/disable_hugepages": "N",
     }
-    for module, values in parameters.items():
-        for name, value in values.items():
-            files.add(f"/sys/module/{module}/parameters/{name}", File(f"{value}\n".encode()))
+    parameters = {name: File(f"{value}\n".encode()) for name, value in fixed.items()}
+    for path, file in {**parameters, **live}.items():
+        module, _slash, name = path.partition("/")
+        files.add(f"/sys/module/{module}/parameters/{name}", file)

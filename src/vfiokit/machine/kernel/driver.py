@@ -154,10 +154,10 @@ class PciBus:
         self.detach(device)
 
     def write_drivers_probe(self, data: bytes) -> None:
-        """``drivers_probe``: EINVAL when there is no such function."""
+        """``drivers_probe``: ENODEV when there is no such function."""
         device = self._find(data)
         if device is None:
-            raise failure(errno.EINVAL, f"no function {_text(data)!r}")
+            raise failure(errno.ENODEV, f"no function {_text(data)!r}")
         self.probe(device)
 
     def write_autoprobe(self, data: bytes) -> None:

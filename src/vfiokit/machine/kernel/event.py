@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from vfiokit.kernel.linux import close, eventfd_read, eventfd_write
 from vfiokit.machine.kernel.failure import failure
+from vfiokit.machine.kernel.open_file import FIRST_FD
 
 
 class Event:
@@ -25,6 +26,8 @@ class Event:
     __slots__ = ("_fd",)
 
     def __init__(self, fd: int) -> None:
+        if fd >= FIRST_FD:
+            raise failure(errno.EINVAL, f"descriptor {fd} is a file of this machine, no eventfd")
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:

@@ -19,6 +19,10 @@ class DomainKind(Enum):
 
     IDENTITY = "identity"
     BLOCKED = "blocked"
+    DMA = "DMA"
+    """Only what drivers map. The host drivers of this machine map nothing, so it is empty."""
+    DMA_QUEUED = "DMA-FQ"
+    """The same, with deferred invalidation."""
 
 
 class UnitRegisters(NamedTuple):
@@ -125,6 +129,27 @@ class IommuGroup:
     def type_name(self) -> str:
         """Content of ``type``: of the default domain, whatever is attached now."""
         return self.default.value
+
+    def choose_type(self, data: bytes) -> None:
+        """``type`` written by the user (``iommu_group_store_type``).
+
+        EINVAL for an unknown word; EPERM without functions, with a driver or with an owner.
+        """
+        word = data.decode("utf-8", "replace").removesuffix("\n")
+        kinds = {
+            "identity": DomainKind.IDENTITY,
+            "DMA": DomainKind.DMA,
+            "DMA-FQ": DomainKind.DMA_QUEUED,
+            "auto": DomainKind.DMA,
+        }
+        if word not in kinds:
+            raise failure(errno.EINVAL, f"{word!r} is no type of domain")
+        live = kinds[word] is DomainKind.DMA_QUEUED and self.default is DomainKind.DMA
+        if not live and (not self.devices or self.users or self.owner is not None):
+            raise failure(errno.EPERM, f"group {self.number} is in use")
+        self.default = kinds[word]
+        if self.owner is None:
+            self._point_at(self.default)
 
     @property
     def isolated_msi(self) -> bool:

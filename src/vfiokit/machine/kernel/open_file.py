@@ -9,6 +9,9 @@ from vfiokit.kernel.port import Mapping
 from vfiokit.machine.kernel.argument import Argument
 from vfiokit.machine.kernel.failure import failure
 
+FIRST_FD = 1 << 20
+"""Descriptors of the software machine start here, far from those of the process."""
+
 
 class OpenFile:
     """An open file description: counted, and released with its last reference.

@@ -100,7 +100,7 @@ class PciDevice:
         self.restore_msi: Callable[[], None] | None = None
         """Writes the messages of active MSI or MSI-X vectors back after a reset."""
         self._reset_methods = reset_methods
-        self._default_methods: tuple[str, ...] | None = reset_methods
+        self._recorded_methods = reset_methods
         self._offsets: dict[tuple[int, bool], int] | None = None
 
     def __repr__(self) -> str:
@@ -255,32 +255,36 @@ class PciDevice:
 
     # -- reset --------------------------------------------------------------------------------
 
+    def find_reset_methods(self) -> None:
+        """``pci_init_reset_methods``, unless they were recorded."""
+        if self._reset_methods is None:
+            self._reset_methods = self._probe_methods()
+
     @property
     def reset_methods(self) -> tuple[str, ...]:
         """Methods that would be tried, in order; found at enumeration or set by the user."""
-        if self._reset_methods is None:
-            self._reset_methods = self._default_methods = self._probe_methods()
-        return self._reset_methods
+        self.find_reset_methods()
+        return self._reset_methods or ()
 
     def choose_reset_methods(self, text: str) -> None:
-        """``reset_method`` written by the user: EINVAL for a method it does not have."""
-        default = self.reset_methods if self._default_methods is None else self._default_methods
+        """``reset_method`` written by the user: EINVAL for a method that it has not now."""
+        available = self._recorded_methods or self._probe_methods()
         text = text.strip()
         if not text:
             self._reset_methods = ()
         elif text == "default":
-            self._reset_methods = default
+            self._reset_methods = available
         else:
             wanted = text.split()
-            unknown = [name for name in wanted if name not in self._probe_methods() + default]
+            unknown = [name for name in wanted if name not in available]
             if unknown:
                 raise failure(errno.EINVAL, f"no reset method {unknown[0]!r}")
             self._reset_methods = tuple(wanted)
 
     def reset(self) -> None:
-        """``pci_try_reset_function``: save, reset by the first method, restore.
+        """``pci_try_reset_function``: save, reset by the first method that can, restore.
 
-        ENOTTY without a method; EAGAIN while another reset of the function runs.
+        ENOTTY without a method that can; EAGAIN while another reset of the function runs.
         """
         if not self.reset_methods:
             raise failure(errno.ENOTTY, f"{self.bdf} has no reset method")
@@ -288,8 +292,28 @@ class PciDevice:
             self.set_power(D0)
             saved = self.save()
             self.set_master(False)
-            self._reset_by(self.reset_methods[0])
-            self.restore(saved)
+            try:
+                self._reset_by_any()
+            finally:
+                self.restore(saved)
+
+    def _reset_by_any(self) -> None:
+        """``__pci_reset_function_locked``: a method that is ENOTTY leaves it to the next."""
+        for method in self.reset_methods:
+            if method == "bus" and not self._alone_on_bus():
+                continue
+            self._reset_by(method)
+            return
+        raise failure(errno.ENOTTY, f"no reset method of {self.bdf} works now")
+
+    def _alone_on_bus(self) -> bool:
+        """Whether a reset of the bus reaches no other function."""
+        return (
+            self.neighbours is not None
+            and self.header_type == regs.PCI_HEADER_TYPE_NORMAL
+            and self.neighbours.bridge_above(self) is not None
+            and len(self.neighbours.on_bus(self)) == 1
+        )
 
     def _reset_by(self, method: str) -> None:
         """What the hardware sees of a reset."""
@@ -333,12 +357,7 @@ class PciDevice:
             return tuple(found)
         if self.find_capability(regs.PCI_CAP_ID_PM) and self.loses_state_in_d3:
             found.append("pm")
-        if (
-            self.neighbours is not None
-            and self.header_type == regs.PCI_HEADER_TYPE_NORMAL
-            and self.neighbours.bridge_above(self) is not None
-            and len(self.neighbours.on_bus(self)) == 1
-        ):
+        if self._alone_on_bus():
             found.append("bus")
         return tuple(found)
 

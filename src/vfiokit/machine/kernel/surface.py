@@ -10,7 +10,7 @@ from vfiokit.kernel import linux
 from vfiokit.kernel.port import EFD_CLOEXEC, EFD_NONBLOCK, PROT_READ, PROT_WRITE
 from vfiokit.kernel.port import Mapping as DeviceMapping
 from vfiokit.machine.clock import Clock
-from vfiokit.machine.kernel import boot, native
+from vfiokit.machine.kernel import boot, native, parameter
 from vfiokit.machine.kernel.argument import Argument
 from vfiokit.machine.kernel.container import Container
 from vfiokit.machine.kernel.device import VfioPciDevice
@@ -24,7 +24,7 @@ from vfiokit.machine.kernel.iommufd import IommufdFile
 from vfiokit.machine.kernel.iommufd_context import Surroundings
 from vfiokit.machine.kernel.locked_memory import LockedMemory
 from vfiokit.machine.kernel.memory_file import MemoryFile
-from vfiokit.machine.kernel.open_file import OpenFile, foreign_file
+from vfiokit.machine.kernel.open_file import FIRST_FD, OpenFile, foreign_file
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace, ProcessMemory
 from vfiokit.machine.kernel.sysfs import ConfigFile, live_files, static_files
@@ -35,9 +35,6 @@ from vfiokit.machine.kernel.vfs import DeviceNode, File, FileSystem, Link
 from vfiokit.machine.machine import Machine
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.topology import Function, Topology
-
-FIRST_FD = 1 << 20
-"""Descriptors of the software machine start here, far from those of the process."""
 
 _BRIDGE_CLASS = DeviceId(class_code=0x060400, class_mask=0xFFFF00)
 _NVME_CLASS = DeviceId(class_code=0x010802, class_mask=0xFFFFFF)
@@ -99,6 +96,8 @@ class SoftwareKernel:
         self._add_groups(groups, topology, default_domain)
         self.bus = PciBus(self.core.devices, self.group_of, self._driver_changed)
         self._dma_entry_limit = dma_entry_limit
+        self.enable_sriov = False
+        """Module parameter of ``vfio_pci``."""
         self.vfio = VfioBus(
             self.files,
             self,
@@ -111,7 +110,7 @@ class SoftwareKernel:
         if iommufd:
             boot.add_iommufd(self.files, self._new_iommufd)
         boot.add_iommus(self.files, machine.fabric, self._places)
-        boot.add_modules(self.files)
+        boot.add_modules(self.files, self._parameters())
         self._add_drivers(topology, native_drivers=native_drivers)
         self._add_files(topology, recorded_tree=base is not None)
 
@@ -281,6 +280,8 @@ class SoftwareKernel:
         )
         made.driver_override = function.recorded.driver_override
         self.core.devices[function.bdf] = made
+        # Linux looks for them as it finds the function: its later siblings do not count yet.
+        made.find_reset_methods()
 
     def _add_groups(
         self, groups: Mapping[Bdf, int] | None, topology: Topology, default: DomainKind
@@ -295,8 +296,28 @@ class SoftwareKernel:
             self.core.devices[bdf].group = number
         for group in self.groups.values():
             self.iommus.attach(group.devices, default)
-        kinds = {number: group.type_name for number, group in self.groups.items()}
+        kinds = {
+            number: File(lambda group=group: f"{group.type_name}\n".encode(), group.choose_type)  # type: ignore[misc]
+            for number, group in self.groups.items()
+        }
         boot.add_groups(self.files, groups, self._places, kinds)
+
+    def _parameters(self) -> dict[str, File]:
+        """Module parameters that something heeds."""
+        return {
+            "vfio_iommu_type1/allow_unsafe_interrupts": parameter.flag(
+                lambda: self.iommus.allow_unsafe_interrupts,
+                lambda value: setattr(self.iommus, "allow_unsafe_interrupts", value),
+            ),
+            "vfio_iommu_type1/dma_entry_limit": parameter.number(
+                lambda: self._dma_entry_limit,
+                lambda value: setattr(self, "_dma_entry_limit", value),
+            ),
+            "vfio_pci/enable_sriov": parameter.flag(
+                lambda: self.enable_sriov,
+                lambda value: setattr(self, "enable_sriov", value),
+            ),
+        }
 
     def _add_drivers(self, topology: Topology, *, native_drivers: bool) -> None:
         ids: dict[str, set[DeviceId]] = {"pcieport": {_BRIDGE_CLASS}}
