@@ -229,9 +229,9 @@ def test_every_dma_fault_is_recorded_by_its_code(setup, inject, code, text):
 
 
 def test_fault_text_is_the_line_linux_prints(setup):
-    setup.fault(0xDEAD000, write=True)
+    setup.fault(0xDEAD128, write=True)
     assert str(setup.unit.faults.records[0]) == (
-        "DMAR: [DMA Write NO_PASID] Request device [05:00.0] fault addr 0xdead000 "
+        "DMAR: [DMA Write NO_PASID] Request device [0000:05:00.0] fault addr 0xdead000 "
         "[fault reason 0x05] PTE Write access is not set"
     )
 
@@ -487,7 +487,7 @@ def test_every_interrupt_fault_is_recorded_by_its_code(remapping):
 def test_fault_text_of_an_interrupt_is_the_line_linux_prints(remapping):
     remapping.reason(5, rid=0x0608)
     assert str(remapping.unit.faults.records[-1]) == (
-        "DMAR: [INTR-REMAP] Request device [06:01.0] fault index 0x5 [fault reason 0x26] "
+        "DMAR: [INTR-REMAP] Request device [0000:06:01.0] fault index 0x5 [fault reason 0x26] "
         "Blocked an interrupt request due to source-id verification failure"
     )
 

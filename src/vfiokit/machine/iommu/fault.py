@@ -77,13 +77,15 @@ class FaultRecord(NamedTuple):
 
     requester_id: int
     iova: int
-    """The untranslated address; the interrupt index for interrupt remapping faults."""
+    """Page of the untranslated address (registers keep bits 63:12), or the interrupt index."""
     write: bool
     reason: FaultReason
+    segment: int = 0
+    """PCI domain of the IOMMU's functions, by ACPI's word for it."""
 
     @property
     def bdf(self) -> str:
-        """The requester as ``bus:device.function``, without a domain, as dmesg prints it."""
+        """The requester as ``bus:device.function``, without its domain."""
         rid = self.requester_id
         return f"{rid >> 8:02x}:{rid >> 3 & 0x1F:02x}.{rid & 7}"
 
@@ -93,15 +95,14 @@ class FaultRecord(NamedTuple):
         return self.reason >= FaultReason.INTERRUPT_REQUEST_RESERVED
 
     def __str__(self) -> str:
-        """The line Linux prints, without its timestamp."""
+        """The line Linux 7.2 prints, without its timestamp."""
+        device = f"{self.segment:04x}:{self.bdf}"
         tail = f"[fault reason {self.reason:#04x}] {_TEXTS[self.reason]}"
         if self.interrupt:
-            return (
-                f"DMAR: [INTR-REMAP] Request device [{self.bdf}] fault index {self.iova:#x} {tail}"
-            )
+            return f"DMAR: [INTR-REMAP] Request device [{device}] fault index {self.iova:#x} {tail}"
         kind = "Write" if self.write else "Read"
         return (
-            f"DMAR: [DMA {kind} NO_PASID] Request device [{self.bdf}] "
+            f"DMAR: [DMA {kind} NO_PASID] Request device [{device}] "
             f"fault addr {self.iova:#x} {tail}"
         )
 

@@ -318,7 +318,7 @@ class VtdUnit:
         reason: FaultReason,
         fault_processing: bool,
     ) -> IommuFault:
-        record = FaultRecord(requester_id, iova, write, reason)
+        record = FaultRecord(requester_id, iova & ~0xFFF, write, reason)
         if fault_processing:
             self.faults.add(record)
         return IommuFault(record)
