@@ -85,6 +85,18 @@ def test_a_function_does_not_leave_while_its_node_is_bound(host: IommufdHost) ->
     host.unbind(NIC)
 
 
+def test_an_idle_function_sleeps_unless_the_parameter_says_otherwise(host: IommufdHost) -> None:
+    host.bind(NIC)
+    assert host.kernel.device(NIC).power_state == 3
+    host.unbind(NIC)
+    host.kernel.tree.write("/sys/module/vfio_pci/parameters/disable_idle_d3", b"1")
+    assert host.kernel.tree.read("/sys/module/vfio_pci/parameters/disable_idle_d3") == b"Y\n"
+    host.bind(NIC)
+    assert host.kernel.device(NIC).power_state == 0
+    host.kernel.close(host.bound()[0])
+    assert host.kernel.device(NIC).power_state == 0
+
+
 # -- before binding ---------------------------------------------------------------------------
 
 
@@ -233,7 +245,11 @@ def test_without_isolated_interrupts_binding_is_eperm() -> None:
     device = host.cdev()
     with refuses(errno.EPERM):
         host.bind_iommufd(device)
-    host.kernel.iommus.allow_unsafe_interrupts = True
+    tree = host.kernel.tree
+    tree.write("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", b"Y")
+    with refuses(errno.EPERM):  # that is the containers' parameter
+        host.bind_iommufd(device)
+    tree.write("/sys/module/iommufd/parameters/allow_unsafe_interrupts", b"Y\n")
     host.bind_iommufd(device)
 
 

@@ -182,17 +182,13 @@ def add_iommufd(files: FileSystem, opener: Callable[[], object]) -> None:
         uevent = b"MAJOR=10\nMINOR=258\nDEVNAME=iommu\nDEVMODE=0660\n"
         files.add(f"{folder}/uevent", File(uevent))
     add_link(files, "/sys/class/misc/iommu", folder)
-    parameter = "/sys/module/iommufd/parameters/allow_unsafe_interrupts"
-    files.add(parameter, File(b"N\n"))
 
 
 def add_modules(files: FileSystem, live: Mapping[str, File]) -> None:
     """``/sys/module`` of the VFIO modules; ``live`` parameters by ``module/name``."""
     fixed = {
         "vfio/enable_unsafe_noiommu_mode": "N",
-        "vfio_pci/disable_idle_d3": "N",
         "vfio_pci/nointxmask": "N",
-        "vfio_iommu_type1/disable_hugepages": "N",
     }
     parameters = {name: File(f"{value}\n".encode()) for name, value in fixed.items()}
     for path, file in {**parameters, **live}.items():

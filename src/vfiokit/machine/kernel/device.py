@@ -86,9 +86,10 @@ class Host(Protocol):
 class VfioPciDevice:
     """A function bound to vfio-pci (``struct vfio_pci_core_device``)."""
 
-    def __init__(self, device: PciDevice, host: Host) -> None:
+    def __init__(self, device: PciDevice, host: Host, *, idle_in_d3: bool = True) -> None:
         self.device = device
         self.host = host
+        self._idle_in_d3 = idle_in_d3
         self.open_count = 0
         self.token: str | None = None
         self.physical: Callable[[], VfioPciDevice | None] = lambda: None
@@ -109,7 +110,9 @@ class VfioPciDevice:
         self._idle()
 
     def _idle(self) -> None:
-        """Nobody uses the function (``disable_idle_d3=0``)."""
+        """Nobody uses the function: to D3hot, unless ``disable_idle_d3`` was set."""
+        if not self._idle_in_d3:
+            return
         self._idle_state = self.device.save()
         self.device.set_power(D3HOT)
 

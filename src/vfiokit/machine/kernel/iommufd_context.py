@@ -99,6 +99,8 @@ class Surroundings(NamedTuple):
     """Open file of a descriptor; EBADF."""
     install: Callable[[OpenFile], int]
     """Gives an open file a descriptor."""
+    unsafe_interrupts: Callable[[], bool]
+    """Whether devices without isolated MSI may be bound: ``allow_unsafe_interrupts``."""
 
 
 class IommufdContext(OpenFile):

@@ -225,7 +225,7 @@ class IommufdDevice(IommufdObject):
 
 def bind(context: IommufdContext, device: PciDevice, group: IommuGroup) -> IommufdDevice:
     """Take a device over: EPERM without isolated MSI, or when others use its group."""
-    if not group.isolated_msi and not context.around.iommus.allow_unsafe_interrupts:
+    if not group.isolated_msi and not context.around.unsafe_interrupts():
         raise failure(errno.EPERM, "no interrupt remapping (allow_unsafe_interrupts=0)")
     group.claim_device(context)
     context.hold()

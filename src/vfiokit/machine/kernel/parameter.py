@@ -9,6 +9,7 @@ import errno
 from collections.abc import Callable
 
 from vfiokit.machine.kernel.failure import failure
+from vfiokit.machine.kernel.iommu_group import Iommus
 from vfiokit.machine.kernel.vfs import File
 
 _TRUE = ("y", "Y", "t", "T", "1", "on", "oN", "On", "ON")
@@ -42,3 +43,41 @@ def number(read: Callable[[], int], write: Callable[[int], None]) -> File:
         write(value)
 
     return File(lambda: b"%d\n" % read(), store)
+
+
+class ModuleParameters:
+    """The parameters that something of the machine heeds."""
+
+    def __init__(
+        self, iommus: Iommus, *, dma_entry_limit: int, allow_unsafe_interrupts: bool
+    ) -> None:
+        """``allow_unsafe_interrupts`` is for containers and for iommufd."""
+        self._iommus = iommus
+        iommus.allow_unsafe_interrupts = allow_unsafe_interrupts
+        self.iommufd_unsafe_interrupts = allow_unsafe_interrupts
+        self.dma_entry_limit = dma_entry_limit
+        self.type1_large_pages = True
+        self.idle_in_d3 = True
+        self.enable_sriov = False
+
+    def files(self) -> dict[str, File]:
+        """The parameters as files, by ``module/name``."""
+        return {
+            "vfio_iommu_type1/allow_unsafe_interrupts": flag(
+                lambda: self._iommus.allow_unsafe_interrupts,
+                lambda value: setattr(self._iommus, "allow_unsafe_interrupts", value),
+            ),
+            "vfio_iommu_type1/dma_entry_limit": number(
+                lambda: self.dma_entry_limit, lambda value: setattr(self, "dma_entry_limit", value)
+            ),
+            "vfio_iommu_type1/disable_hugepages": self._flag("type1_large_pages", inverted=True),
+            "vfio_pci/disable_idle_d3": self._flag("idle_in_d3", inverted=True),
+            "vfio_pci/enable_sriov": self._flag("enable_sriov"),
+            "iommufd/allow_unsafe_interrupts": self._flag("iommufd_unsafe_interrupts"),
+        }
+
+    def _flag(self, name: str, *, inverted: bool = False) -> File:
+        return flag(
+            lambda: getattr(self, name) is not inverted,
+            lambda value: setattr(self, name, value is not inverted),
+        )

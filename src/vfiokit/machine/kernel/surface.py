@@ -10,7 +10,7 @@ from vfiokit.kernel import linux
 from vfiokit.kernel.port import EFD_CLOEXEC, EFD_NONBLOCK, PROT_READ, PROT_WRITE
 from vfiokit.kernel.port import Mapping as DeviceMapping
 from vfiokit.machine.clock import Clock
-from vfiokit.machine.kernel import boot, native, parameter
+from vfiokit.machine.kernel import boot, native
 from vfiokit.machine.kernel.argument import Argument
 from vfiokit.machine.kernel.container import Container
 from vfiokit.machine.kernel.device import VfioPciDevice
@@ -25,6 +25,7 @@ from vfiokit.machine.kernel.iommufd_context import Surroundings
 from vfiokit.machine.kernel.locked_memory import LockedMemory
 from vfiokit.machine.kernel.memory_file import MemoryFile
 from vfiokit.machine.kernel.open_file import FIRST_FD, OpenFile, foreign_file
+from vfiokit.machine.kernel.parameter import ModuleParameters
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace, ProcessMemory
 from vfiokit.machine.kernel.sysfs import ConfigFile, live_files, static_files
@@ -82,22 +83,18 @@ class SoftwareKernel:
         if topology is None:
             boot.enable_acs(machine.fabric)
             topology = boot.topology_of(machine.fabric)
+        self._topology = topology
         self._places = boot.folders(topology, base)
-        self.iommus = VtdDriver(
-            machine.memory,
-            machine.iommus,
-            lambda device: boot.unit_of(machine.fabric, device.bdf),
-            lambda device: boot.requester_ids(machine.fabric, topology, device.bdf),
-            lambda number: boot.reserved_regions(self.files, number),
+        self.iommus = self._find_iommus()
+        self.parameters = ModuleParameters(
+            self.iommus,
+            dma_entry_limit=dma_entry_limit,
+            allow_unsafe_interrupts=allow_unsafe_interrupts,
         )
-        self.iommus.allow_unsafe_interrupts = allow_unsafe_interrupts
         for function in topology:
             self._add_device(function)
         self._add_groups(groups, topology, default_domain)
         self.bus = PciBus(self.core.devices, self.group_of, self._driver_changed)
-        self._dma_entry_limit = dma_entry_limit
-        self.enable_sriov = False
-        """Module parameter of ``vfio_pci``."""
         self.vfio = VfioBus(
             self.files,
             self,
@@ -106,11 +103,10 @@ class SoftwareKernel:
             self._new_iommufd if iommufd_compat_container else self._new_container,
             lambda device: self._places[device.bdf],
             device_nodes=iommufd and cdev,
+            idle_in_d3=lambda: self.parameters.idle_in_d3,
         )
         if iommufd:
             boot.add_iommufd(self.files, self._new_iommufd)
-        boot.add_iommus(self.files, machine.fabric, self._places)
-        boot.add_modules(self.files, self._parameters())
         self._add_drivers(topology, native_drivers=native_drivers)
         self._add_files(topology, recorded_tree=base is not None)
 
@@ -125,6 +121,11 @@ class SoftwareKernel:
     def buses(self) -> PciCore:
         """The PCI core."""
         return self.core
+
+    @property
+    def enable_sriov(self) -> bool:
+        """Whether vfio-pci lets its PFs have VFs."""
+        return self.parameters.enable_sriov
 
     def group_of(self, device: PciDevice) -> IommuGroup | None:
         """The IOMMU group of a function."""
@@ -255,16 +256,39 @@ class SoftwareKernel:
         if self.clock.pending:
             self.clock.settle()
 
+    def _find_iommus(self) -> VtdDriver:
+        fabric = self.machine.fabric
+        return VtdDriver(
+            self.machine.memory,
+            self.machine.iommus,
+            lambda device: boot.unit_of(fabric, device.bdf),
+            lambda device: boot.requester_ids(fabric, self._topology, device.bdf),
+            lambda number: boot.reserved_regions(self.files, number),
+        )
+
     def _new_container(self) -> OpenFile:
         return Container(self._new_type1)
 
     def _new_type1(self, v2: bool) -> Type1:
-        limit = self._dma_entry_limit
-        return Type1(self.process, self.iommus, v2=v2, locked=self.locked, entry_limit=limit)
+        return Type1(
+            self.process,
+            self.iommus,
+            v2=v2,
+            locked=self.locked,
+            entry_limit=self.parameters.dma_entry_limit,
+            large_pages=self.parameters.type1_large_pages,
+        )
 
     def _new_iommufd(self) -> OpenFile:
         return IommufdFile(
-            Surroundings(self.process, self.iommus, self.locked, self.file_of, self.install)
+            Surroundings(
+                self.process,
+                self.iommus,
+                self.locked,
+                self.file_of,
+                self.install,
+                lambda: self.parameters.iommufd_unsafe_interrupts,
+            )
         )
 
     # -- coming up ----------------------------------------------------------------------------
@@ -301,23 +325,6 @@ class SoftwareKernel:
             for number, group in self.groups.items()
         }
         boot.add_groups(self.files, groups, self._places, kinds)
-
-    def _parameters(self) -> dict[str, File]:
-        """Module parameters that something heeds."""
-        return {
-            "vfio_iommu_type1/allow_unsafe_interrupts": parameter.flag(
-                lambda: self.iommus.allow_unsafe_interrupts,
-                lambda value: setattr(self.iommus, "allow_unsafe_interrupts", value),
-            ),
-            "vfio_iommu_type1/dma_entry_limit": parameter.number(
-                lambda: self._dma_entry_limit,
-                lambda value: setattr(self, "_dma_entry_limit", value),
-            ),
-            "vfio_pci/enable_sriov": parameter.flag(
-                lambda: self.enable_sriov,
-                lambda value: setattr(self, "enable_sriov", value),
-            ),
-        }
 
     def _add_drivers(self, topology: Topology, *, native_drivers: bool) -> None:
         ids: dict[str, set[DeviceId]] = {"pcieport": {_BRIDGE_CLASS}}
@@ -367,6 +374,8 @@ class SoftwareKernel:
             )
 
     def _add_files(self, topology: Topology, *, recorded_tree: bool) -> None:
+        boot.add_iommus(self.files, self.machine.fabric, self._places)
+        boot.add_modules(self.files, self.parameters.files())
         bus = "/sys/bus/pci"
         self.files.add(f"{bus}/drivers_probe", File(None, self.bus.write_drivers_probe))
         self.files.add(

@@ -33,7 +33,7 @@ class Type1:
     """The address space of one container.
 
     ``v2`` is ``VFIO_TYPE1v2_IOMMU``: unmapping may not cut a mapping. Its memory counts as the
-    process's in ``locked``.
+    process's in ``locked``. ``large_pages`` false is the module parameter ``disable_hugepages``.
     """
 
     def __init__(
@@ -44,12 +44,14 @@ class Type1:
         v2: bool,
         locked: LockedMemory,
         entry_limit: int = DMA_ENTRY_LIMIT,
+        large_pages: bool = True,
     ) -> None:
         self._process = process
         self._iommus = iommus
         self._v2 = v2
         self._locked = locked
         self._available = entry_limit
+        self._large_pages = large_pages
         self._mappings: IovaSet[Dma] = IovaSet()
         self._domain: PagingDomain | None = None
         self._groups: list[IommuGroup] = []
@@ -73,6 +75,7 @@ class Type1:
             raise failure(errno.EPERM, "no interrupt remapping (allow_unsafe_interrupts=0)")
         if self._domain is None:
             self._domain = self._iommus.new_domain()
+            self._domain.large_pages = self._large_pages
             for dma in self._mappings:
                 self._map(dma)
         group.attach(self._domain)

@@ -45,14 +45,19 @@ class VfioBus:
         folder_of: Callable[[PciDevice], str],
         *,
         device_nodes: bool,
+        idle_in_d3: Callable[[], bool],
     ) -> None:
-        """``folder_of`` a function in sysfs; ``device_nodes``: CONFIG_VFIO_DEVICE_CDEV."""
+        """``folder_of`` a function in sysfs; ``device_nodes``: CONFIG_VFIO_DEVICE_CDEV.
+
+        ``idle_in_d3``: whether functions bound from now on sleep while nobody uses them.
+        """
         self._files = files
         self._host = host
         self._group_of = group_of
         self._virtual_functions = virtual_functions
         self._folder_of = folder_of
         self._device_nodes = device_nodes
+        self._idle_in_d3 = idle_in_d3
         self._numbers: dict[Bdf, int] = {}
         self.groups: dict[int, VfioGroup] = {}
         self.devices: dict[Bdf, VfioPciDevice] = {}
@@ -76,7 +81,7 @@ class VfioBus:
         iommu = self._group_of(device)
         if iommu is None:
             raise failure(errno.EINVAL, f"{device.bdf} is in no IOMMU group")
-        made = VfioPciDevice(device, self._host)
+        made = VfioPciDevice(device, self._host, idle_in_d3=self._idle_in_d3())
         physical = device.function.physfn
         if physical is not None:
             made.physical = lambda: self.devices.get(physical)
