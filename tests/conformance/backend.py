@@ -11,7 +11,15 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from conformance.behaviour import CDEV, COMPAT_NODE, CONTAINER, IOMMUFD, SRIOV
+from conformance.behaviour import (
+    CDEV,
+    COMPAT_NODE,
+    CONTAINER,
+    IOMMUFD,
+    NO_IOMMU,
+    SRIOV,
+    UNSAFE_INTERRUPTS,
+)
 from conformance.host import Host, MissingError
 from conformance.topology import ROLES, TOPOLOGY
 from vfiokit.abi import vfio as abi
@@ -31,6 +39,11 @@ def features(kernel: Kernel, roles: Mapping[str, Bdf]) -> frozenset[str]:
     """What the kernel offers, found by looking."""
     found = set()
     tree = kernel.tree
+    edu = f"/sys/bus/pci/devices/{roles['edu']}"
+    if not tree.exists(f"{edu}/iommu"):
+        found.add(NO_IOMMU)
+    elif not tree.readlink(f"{edu}/iommu").rpartition("/")[2].startswith(("dmar", "ivhd")):
+        found.add(UNSAFE_INTERRUPTS)  # virtio's, which has no interrupt remapping
     if tree.exists("/dev/vfio/vfio"):
         fd = kernel.open("/dev/vfio/vfio")
         try:
@@ -124,18 +137,32 @@ class MachineHost(Host):
         self.kernel.eventfd_write(self.event())
 
 
-def machine_host(*, locked_limit: int | None = None, compat: bool = False) -> MachineHost:
+def machine_host(
+    *,
+    locked_limit: int | None = None,
+    compat: bool = False,
+    iommu: bool = True,
+    remapping: bool = True,
+) -> MachineHost:
     """A fresh software machine; ``compat``: with iommufd in the place of the container."""
     from vfiokit.machine.assembly import assemble
 
-    built = assemble(TOPOLOGY, ram=1 << 30, locked_limit=locked_limit, compat_container=compat)
+    built = assemble(
+        TOPOLOGY, ram=1 << 30, locked_limit=locked_limit, compat_container=compat, iommu=iommu
+    )
     roles = {role: built[role] for role in ROLES}
-    return MachineHost(built.kernel, roles, features(built.kernel, roles))
+    found = features(built.kernel, roles)
+    if not remapping:
+        built.machine.iommus[0].remapper.enabled = False
+        found |= {UNSAFE_INTERRUPTS}
+    return MachineHost(built.kernel, roles, found)
 
 
 HOSTS: dict[str, Callable[[], Host]] = {
     "linux": linux_host,
     "machine": machine_host,
     "machine-compat": lambda: machine_host(compat=True),
+    "machine-none": lambda: machine_host(iommu=False),
+    "machine-unsafe": lambda: machine_host(remapping=False),
 }
 """How to reach each kernel, by the name that the runner takes."""

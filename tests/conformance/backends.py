@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from conformance.behaviour import CDEV, COMPAT_NODE, CONTAINER, IOMMUFD, SRIOV
+from conformance.behaviour import (
+    CDEV,
+    COMPAT_NODE,
+    CONTAINER,
+    IOMMUFD,
+    NO_IOMMU,
+    SPECIAL,
+    SRIOV,
+    UNSAFE_INTERRUPTS,
+    Behaviour,
+)
 from conformance.topology import TOPOLOGY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,14 +40,28 @@ class Backend(NamedTuple):
     """Kernel of the lab; empty: the software machine."""
     iommu: str = "intel"
 
+    def concerns(self, behaviour: Behaviour) -> bool:
+        """Whether the behaviour is one of this kernel's."""
+        special = self.features & SPECIAL
+        return self.features.issuperset(behaviour.needs) and special.issubset(behaviour.needs)
+
 
 MACHINE = Backend("machine", frozenset({CONTAINER, IOMMUFD, CDEV, SRIOV}))
 """What the software machine stands for; what it lacks is reported as missing."""
 MACHINE_COMPAT = Backend("machine-compat", frozenset({COMPAT_NODE, IOMMUFD, CDEV, SRIOV}))
 LAB = Backend("linux", MACHINE.features, "bzImage-iommufd")
 LAB_COMPAT = Backend("linux-compat", MACHINE_COMPAT.features, "bzImage-iommufd-compat")
-BACKENDS = (MACHINE, LAB, MACHINE_COMPAT, LAB_COMPAT)
-SOFTWARE = (MACHINE, MACHINE_COMPAT)
+MACHINE_NONE = Backend("machine-none", frozenset({NO_IOMMU}))
+LAB_NONE = Backend("linux-none", MACHINE_NONE.features, "bzImage-iommufd", "none")
+MACHINE_UNSAFE = Backend("machine-unsafe", frozenset({UNSAFE_INTERRUPTS}))
+LAB_UNSAFE = Backend("linux-unsafe", MACHINE_UNSAFE.features, "bzImage-iommufd", "virtio")
+BACKENDS = (
+    *(MACHINE, LAB),
+    *(MACHINE_COMPAT, LAB_COMPAT),
+    *(MACHINE_NONE, LAB_NONE),
+    *(MACHINE_UNSAFE, LAB_UNSAFE),
+)
+SOFTWARE = (MACHINE, MACHINE_COMPAT, MACHINE_NONE, MACHINE_UNSAFE)
 
 
 class UnavailableError(Exception):

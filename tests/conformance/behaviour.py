@@ -22,6 +22,10 @@ COMPAT_NODE = "compat node"
 """``/dev/vfio/vfio`` is a face of iommufd."""
 SRIOV = "sriov"
 """``sriov_numvfs``."""
+NO_IOMMU = "no IOMMU"
+UNSAFE_INTERRUPTS = "no interrupt remapping"
+SPECIAL = frozenset({NO_IOMMU, UNSAFE_INTERRUPTS})
+"""Machines that only behaviours made for them run on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ class Host:
         """An eventfd until the behaviour ends."""
         return self.own(self.kernel.eventfd())
 
-    def fired(self, event: int, within: float = 2.0) -> int:
+    def fired(self, event: int, within: float = 5.0) -> int:
         """Counter of an eventfd, waiting for it at most ``within`` seconds; 0 when it stays."""
         self.poke()
         ready, _, _ = select.select([event], [], [], within)
@@ -171,7 +171,7 @@ class Host:
         """Whether an eventfd does not fire for a while."""
         return not self.fired(event, 0.05)
 
-    def until(self, condition: Callable[[], object], within: float = 3.0) -> bool:
+    def until(self, condition: Callable[[], object], within: float = 10.0) -> bool:
         """Wait for something that the kernel does on its own."""
         deadline = time.monotonic() + within
         while not condition():

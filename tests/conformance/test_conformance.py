@@ -37,7 +37,7 @@ def pairs() -> list[Any]:
         if backend.image:
             marks.append(pytest.mark.slow)
         for each in BEHAVIOURS.values():
-            if backend.features.issuperset(each.needs):
+            if backend.concerns(each):
                 name = f"{backend.name}-{each.id}"
                 found.append(pytest.param(backend, each, id=name, marks=marks))
     return found
