@@ -281,6 +281,7 @@ class _Builder:
             case _:
                 memory = frozenset({2}) if node.model is Model.IVSHMEM else frozenset[int]()
                 function = PassiveFunction(bdf, config, shape.bars, memory_bars=memory)
+        function.virtual_bars = model.virtual_bar_models(shape)
         self._plug(function, need, model.virtual_bars(shape))
 
     def _plug(

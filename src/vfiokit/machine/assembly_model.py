@@ -248,6 +248,20 @@ def virtual_bars(shape: Shape) -> dict[int, tuple[int, int]]:
     return found
 
 
+def virtual_bar_models(shape: Shape) -> tuple[BarModel, ...]:
+    """What sits behind the BARs of each virtual function."""
+    found: list[BarModel] = []
+    for each in shape.capabilities:
+        if each.id == _SRIOV and each.offset >= 0x100:
+            for index in (0, 3):
+                register = each.offset + _VF_BARS + 4 * index
+                if register in virtual_bars(shape):
+                    at = _VF_BARS + 4 * index - 4
+                    prefetchable = bool(each.body[at] & 8)
+                    found.append(BarModel(index, VF_BAR_SIZE, wide=True, prefetchable=prefetchable))
+    return tuple(found)
+
+
 def nvme(cmb_size: int, virtual_functions: int) -> Shape:
     """The NVMe controller, with a controller memory buffer in BAR 2 or with SR-IOV."""
     # With SR-IOV most interrupt vectors are the VFs'.

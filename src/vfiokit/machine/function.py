@@ -106,6 +106,8 @@ class Function:
         self.dma: Dma = Unplugged()
         self.intx: IntxPin = Unplugged()
         self.physfn: Bdf | None = None
+        self.virtual_bars: tuple[BarModel, ...] = ()
+        """BARs of each virtual function that it can have."""
         self.on_config_change: Callable[[Function], None] | None = None
         """Set by the fabric: called when decoding may have changed (command, BARs, windows)."""
         self.acs: AcsRegisters | None = None

@@ -35,10 +35,12 @@ from vfiokit.machine.kernel.pci_device import (
 from vfiokit.machine.machine import Machine
 from vfiokit.machine.port import Bridge
 from vfiokit.pci.address import Bdf
+from vfiokit.pci.capability.sriov import TOTAL_VFS
 from vfiokit.pci.topology import Bus, Function, Topology
 
 _GIB = 1 << 30
 _BARS = 6
+_VIRTUAL_BARS = 7  # PCI_IOV_RESOURCES
 _NVME_CLASS = 0x010802
 _DISPLAY, _ACCELERATOR = 0x03, 0x12
 
@@ -192,6 +194,7 @@ def _model(tree: Tree, function: Function, place: str) -> ModelledFunction:
         )
         made = PassiveFunction(function.bdf, config, bars, memory_bars=memory)
     made.physfn = function.physfn
+    made.virtual_bars = tuple(_virtual_bars(function))
     # Models come up as after power-on; the recorded host had its interrupts enabled.
     captured = function.config.data
     made.config.data[: len(captured)] = captured
@@ -227,6 +230,22 @@ def _bars(function: Function) -> Iterator[BarModel]:
             wide=wide,
             prefetchable=bool(resource.flags & IORESOURCE_PREFETCH),
         )
+
+
+def _virtual_bars(function: Function) -> Iterator[BarModel]:
+    """BARs of each VF of a PF: the kernel's resources are those of all VFs together."""
+    sriov = function.capabilities.find_extended(0x10)
+    if sriov is None or not function.config.has(sriov.offset + TOTAL_VFS.offset, 2):
+        return
+    total = sriov.value(TOTAL_VFS)
+    for resource in function.resources:
+        index = resource.index - _VIRTUAL_BARS
+        if not total or not 0 <= index < _BARS or resource.size < total:
+            continue
+        size = 1 << (resource.size // total).bit_length() - 1
+        wide = bool(resource.flags & IORESOURCE_MEM_64) and index < _BARS - 1
+        prefetchable = bool(resource.flags & IORESOURCE_PREFETCH)
+        yield BarModel(index, size, wide=wide, prefetchable=prefetchable)
 
 
 def _nvme(

@@ -100,6 +100,7 @@ class VfioPciDevice:
         """What it is in the iommufd that owns it."""
         self._opened: Opened | None = None
         self._idle_state: dict[tuple[int, int], int] | None = None
+        self._stays_awake = False
 
     # -- binding ------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class VfioPciDevice:
 
     def _idle(self) -> None:
         """Nobody uses the function: to D3hot, unless ``disable_idle_d3`` was set."""
-        if not self._idle_in_d3:
+        if not self._idle_in_d3 or self._stays_awake:
             return
         self._idle_state = self.device.save()
         self.device.set_power(D3HOT)
@@ -125,6 +126,15 @@ class VfioPciDevice:
             self.device.set_power(D0)
             self.device.restore(self._idle_state)
             self._idle_state = None
+
+    def stay_awake(self, on: bool) -> None:
+        """A PF with VFs stays in D0 while nobody uses it."""
+        self._stays_awake = on
+        if self._opened is None:
+            if on:
+                self._wake()
+            else:
+                self._idle()
 
     def request(self) -> bool:
         """Ask the user to let go (REQ); whether anybody listens."""

@@ -99,9 +99,14 @@ class PciBus:
     # -- binding ------------------------------------------------------------------------------
 
     def attach(self, driver: PciDriver, device: PciDevice) -> None:
-        """Bind: EBUSY when bound already, or while a user owns the group."""
+        """Bind: EBUSY when bound already, or while a user owns the group.
+
+        ENODEV for a VF that its PF keeps drivers away from.
+        """
         if device.driver is not None:
             raise failure(errno.EBUSY, f"{device.bdf} is bound to {device.driver}")
+        if device.driver_override is None and not device.may_probe():
+            raise failure(errno.ENODEV, "sriov_drivers_autoprobe of its PF is off")
         group = self._group_of(device)
         claims = group is not None and not driver.managed_dma
         if group is not None and claims:

@@ -99,6 +99,10 @@ class PciDevice:
         self.resetting = False
         self.restore_msi: Callable[[], None] | None = None
         """Writes the messages of active MSI or MSI-X vectors back after a reset."""
+        self.restore_virtual: Callable[[], None] | None = None
+        """Enables the VFs of a PF again after a reset."""
+        self.may_probe: Callable[[], bool] = lambda: True
+        """Whether drivers may have a VF that no ``driver_override`` gives to one."""
         self._reset_methods = reset_methods
         self._recorded_methods = reset_methods
         self._offsets: dict[tuple[int, bool], int] | None = None
@@ -251,6 +255,8 @@ class PciDevice:
                 self.function.config_write(offset, width, value)
         if self.restore_msi is not None:
             self.restore_msi()
+        if self.restore_virtual is not None:
+            self.restore_virtual()
         self.settle()
 
     # -- reset --------------------------------------------------------------------------------

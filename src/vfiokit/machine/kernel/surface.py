@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 from vfiokit.host.tree import Tree
 from vfiokit.kernel import linux
@@ -28,6 +30,7 @@ from vfiokit.machine.kernel.open_file import FIRST_FD, OpenFile, foreign_file
 from vfiokit.machine.kernel.parameter import ModuleParameters
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace, ProcessMemory
+from vfiokit.machine.kernel.sriov import VirtualFunctions
 from vfiokit.machine.kernel.sysfs import ConfigFile, live_files, static_files
 from vfiokit.machine.kernel.type1 import DMA_ENTRY_LIMIT, Type1
 from vfiokit.machine.kernel.vfio_bus import NAME as VFIO_PCI
@@ -84,6 +87,7 @@ class SoftwareKernel:
             boot.enable_acs(machine.fabric)
             topology = boot.topology_of(machine.fabric)
         self._topology = topology
+        self._default_domain = default_domain
         self._places = boot.folders(topology, base)
         self.iommus = self._find_iommus()
         self.parameters = ModuleParameters(
@@ -105,6 +109,8 @@ class SoftwareKernel:
             device_nodes=iommufd and cdev,
             idle_in_d3=lambda: self.parameters.idle_in_d3,
         )
+        self.sriov = VirtualFunctions(machine.fabric, self)
+        self.vfio.disable_virtual = self.sriov.disable
         if iommufd:
             boot.add_iommufd(self.files, self._new_iommufd)
         self._add_drivers(topology, native_drivers=native_drivers)
@@ -320,10 +326,7 @@ class SoftwareKernel:
             self.core.devices[bdf].group = number
         for group in self.groups.values():
             self.iommus.attach(group.devices, default)
-        kinds = {
-            number: File(lambda group=group: f"{group.type_name}\n".encode(), group.choose_type)  # type: ignore[misc]
-            for number, group in self.groups.items()
-        }
+        kinds = {number: _type_file(group) for number, group in self.groups.items()}
         boot.add_groups(self.files, groups, self._places, kinds)
 
     def _add_drivers(self, topology: Topology, *, native_drivers: bool) -> None:
@@ -395,9 +398,7 @@ class SoftwareKernel:
                 boot.add_link(self.files, f"{place}/subsystem", bus)
                 boot.add_link(self.files, f"{boot.DEVICES}/{function.bdf}", place)
                 self._add_virtual_links(device, place)
-            files = live_files(device, folder, len(function.config), self.bus.write_override)
-            for name, file in files.items():
-                folder.set(name, file)
+            self._add_live_files(device, recorded_tree=recorded_tree)
         for function in topology:
             device = self.core.devices[function.bdf]
             if function.recorded.driver == VFIO_PCI:
@@ -410,8 +411,96 @@ class SoftwareKernel:
         if physical is not None:
             boot.add_link(self.files, f"{place}/physfn", self._places[physical])
             order = self.core.virtual_functions(self.core.devices[physical])
-            index = [other.bdf for other in order].index(device.bdf)
-            boot.add_link(self.files, f"{self._places[physical]}/virtfn{index}", place)
+            self.link_virtual(device, order.index(device))
+
+    def _add_live_files(self, device: PciDevice, *, recorded_tree: bool = False) -> None:
+        folder = self.files.folder(self._places[device.bdf])
+        shown = len(self._topology[device.bdf].config)
+        for name, file in live_files(device, folder, shown, self.bus.write_override).items():
+            folder.set(name, file)
+        for name, file in self.sriov.files(device, folder, recorded=recorded_tree).items():
+            folder.set(name, file)
+
+    # -- functions that come and go -----------------------------------------------------------
+
+    def virtual_functions(self, device: PciDevice) -> list[PciDevice]:
+        """The VFs of a PF, in the order of their numbers."""
+        return self.core.virtual_functions(device)
+
+    def appear(self, functions: Sequence[Function]) -> list[PciDevice]:
+        """Functions that were plugged in just now: groups and files for them, no driver yet."""
+        self._scan([*self._topology, *functions])
+        groups = boot.predicted_groups(self.machine.fabric, self._topology)
+        made: list[PciDevice] = []
+        for function in functions:
+            beside = self._places[function.physfn] if function.physfn is not None else ""
+            self._places[function.bdf] = f"{posixpath.dirname(beside)}/{function.bdf}"
+            self._add_device(function)
+            device = self.core.devices[function.bdf]
+            if function.bdf in groups:
+                self._join(device, groups)
+            place = self._places[function.bdf]
+            boot.add_iommus(self.files, self.machine.fabric, {function.bdf: place})
+            for name, node in static_files(device).items():
+                self.files.add(f"{place}/{name}", node)
+            boot.add_link(self.files, f"{place}/subsystem", "/sys/bus/pci")
+            boot.add_link(self.files, f"{boot.DEVICES}/{function.bdf}", place)
+            self._add_live_files(device)
+            made.append(device)
+        return made
+
+    def vanish(self, device: PciDevice) -> None:
+        """Take the driver of a function away (EBUSY while it is open), and all trace of it."""
+        if device.driver is not None:
+            self.bus.detach(device)
+        bdf, place = device.bdf, self._places[device.bdf]
+        group = self.group_of(device)
+        if group is not None:
+            self.iommus.attach([device], DomainKind.BLOCKED)
+            group.devices.remove(device)
+            folder = f"{boot.GROUPS}/{group.number}"
+            self.files.remove(f"{folder}/devices/{bdf}")
+            if not group.devices:
+                del self.groups[group.number]
+                self.files.remove(folder)
+        if device.function.physfn is not None:
+            home = self._places[device.function.physfn]
+            for name in self.files.list(home):
+                if name.startswith("virtfn") and self.files.real_path(f"{home}/{name}") == place:
+                    self.files.remove(f"{home}/{name}")
+        self.files.remove(f"{boot.DEVICES}/{bdf}")
+        self.files.remove(place)
+        self._footprints.pop(bdf, None)
+        del self.core.devices[bdf], self._places[bdf]
+        self.machine.remove(bdf)
+        self._scan([function for function in self._topology if function.bdf != bdf])
+
+    def link_virtual(self, device: PciDevice, index: int) -> None:
+        """``virtfnN`` of the PF, and ``physfn``."""
+        physical = device.function.physfn
+        assert physical is not None
+        place, home = self._places[device.bdf], self._places[physical]
+        boot.add_link(self.files, f"{place}/physfn", home)
+        boot.add_link(self.files, f"{home}/virtfn{index}", place)
+
+    def _scan(self, functions: Sequence[Function]) -> None:
+        self._topology = Topology(functions, tuple(self.machine.fabric.host_bridges))
+
+    def _join(self, device: PciDevice, predicted: Mapping[Bdf, int]) -> None:
+        """The group of the functions that ``device`` is not isolated from, or one of its own."""
+        with_it = [bdf for bdf, number in predicted.items() if number == predicted[device.bdf]]
+        known = {self.core.devices[bdf].group for bdf in with_it if bdf in self.core.devices}
+        numbers = sorted(number for number in known if number is not None)
+        number = numbers[0] if numbers else next(n for n in count() if n not in self.groups)
+        group = self.groups.get(number)
+        if group is None:
+            group = IommuGroup(number, self.iommus, default=self._default_domain)
+            self.groups[number] = group
+        group.devices.append(device)
+        device.group = number
+        self.iommus.attach([device], group.domain)
+        kinds = {number: _type_file(group)}
+        boot.add_groups(self.files, {device.bdf: number}, self._places, kinds)
 
     def _adopt(self, device: PciDevice, name: str, *, enabled: bool) -> None:
         """The function was bound to ``name`` when it was recorded."""
@@ -444,6 +533,10 @@ class SoftwareKernel:
             self.files.add(f"{place}/driver", Link(boot.relative(f"{place}/driver", home)))
             link = f"{home}/{device.bdf}"
             self.files.add(link, Link(boot.relative(link, place)))
+
+
+def _type_file(group: IommuGroup) -> File:
+    return File(lambda: f"{group.type_name}\n".encode(), group.choose_type)
 
 
 class _Attribute(OpenFile):

@@ -61,6 +61,8 @@ class VfioBus:
         self._numbers: dict[Bdf, int] = {}
         self.groups: dict[int, VfioGroup] = {}
         self.devices: dict[Bdf, VfioPciDevice] = {}
+        self.disable_virtual: Callable[[PciDevice], None] = lambda _device: None
+        """Takes the VFs of a PF away before the PF is unbound."""
         self.driver = PciDriver(
             NAME, [DeviceId(override_only=True)], self._probe, self._remove, managed_dma=True
         )
@@ -108,6 +110,7 @@ class VfioBus:
                 f"{device.bdf} is open; a real kernel signals the REQ interrupt and waits here "
                 "until the user closes it",
             )
+        self.disable_virtual(device)
         made.unbound()
         self._remove_device(device)
         del self.devices[device.bdf]
