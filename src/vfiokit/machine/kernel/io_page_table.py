@@ -63,6 +63,8 @@ class IoPageTable:
         self._allowed: list[Range] = []
         self._reserved: list[tuple[object, int, int]] = []
         self._domains: list[PagingDomain] = []
+        self._packed = PAGE_SIZE
+        """From the first page to here everything is mapped: no use to look for room."""
 
     @property
     def alignment(self) -> int:
@@ -243,7 +245,7 @@ class IoPageTable:
         if wanted < self.alignment:
             raise failure(errno.EINVAL, f"the memory is not aligned to {self.alignment}")
         for first, last in _merged(self._allowed) or [(0, IOVA_MAX)]:
-            span = (max(first, PAGE_SIZE), min(last, IOVA_MAX - PAGE_SIZE))
+            span = (max(first, self._packed), min(last, IOVA_MAX - PAGE_SIZE))
             for hole, end in self._free(*span):
                 at = (hole + wanted - 1) & -wanted | start % PAGE_SIZE
                 if at < end and end - at >= length - 1:
@@ -311,6 +313,8 @@ class IoPageTable:
     def _insert(self, area: Area) -> None:
         self.areas.add(area)
         area.pages.entered(area, lambda: self._withdraw(area))
+        while (packed := self.areas.at(self._packed)) is not None:
+            self._packed = packed.last + 1
 
     def _withdraw(self, area: Area) -> None:
         for domain in self._domains:
@@ -321,6 +325,7 @@ class IoPageTable:
         _unpin(area)
         self.areas.remove(area)
         area.pages.left(area)
+        self._packed = max(min(self._packed, area.iova), PAGE_SIZE)
 
 
 def _map(area: Area, pin: Pin, domain: PagingDomain) -> None:
