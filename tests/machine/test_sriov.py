@@ -7,7 +7,9 @@ import errno
 import pytest
 
 from vfiokit.driver.nvme import NvmeController
+from vfiokit.host.source import open_tree
 from vfiokit.machine.assembly import Assembly, assemble
+from vfiokit.machine.twin import build_twin
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.sriov import CONTROL, NUM_VFS
 from vfiokit.vfio import open_device
@@ -169,3 +171,24 @@ def test_word_that_is_no_boolean_is_no_autoprobe(machine) -> None:
         machine.kernel.tree.write(path, b"maybe")
     assert refused.value.errno == errno.EINVAL
     assert machine.kernel.tree.read(path) == b"1\n"
+
+
+def test_functions_of_a_recorded_host_go_and_others_come() -> None:
+    kernel = build_twin(open_tree("demo")).kernel
+    path = f"{DEVICES}/0000:08:00.0"
+    recorded = [each for each in kernel.tree.list(path) if each.startswith("virtfn")]
+    assert len(recorded) == 16
+    kernel.tree.write(f"{path}/sriov_numvfs", b"0")
+    assert not [each for each in kernel.tree.list(path) if each.startswith("virtfn")]
+    kernel.tree.write(f"{path}/sriov_numvfs", b"2")
+    assert kernel.tree.readlink(f"{path}/virtfn1").endswith("/0000:08:00.5")
+    assert kernel.tree.read(f"{path}/virtfn1/vendor") == b"0x10de\n"
+
+
+def test_number_of_a_driver_that_allows_less_than_the_capability_is_the_limit() -> None:
+    kernel = build_twin(open_tree("demo")).kernel
+    path = f"{DEVICES}/0000:04:00.0"  # ixgbe keeps one of 64 for the PF
+    assert kernel.tree.read(f"{path}/sriov_totalvfs") == b"63\n"
+    with pytest.raises(OSError, match="63") as refused:
+        kernel.tree.write(f"{path}/sriov_numvfs", b"64")
+    assert refused.value.errno == errno.ERANGE
