@@ -31,9 +31,9 @@ DEVICE_FILES = _names(
     # place, power and interrupts
     "irq msi_bus numa_node local_cpus local_cpulist power_state d3cold_allowed enable boot_vga",
     "dma_mask_bits consistent_dma_mask_bits broken_parity_status reset_method driver_override",
-    # PCI Express
-    r"ari_enabled (current|max)_link_(speed|width) sriov_\w+ aer_(dev|rootport)_\w+",
-    r"resource[0-5]_resize",
+    # PCI Express; sriov_vf_msix_count can only be written
+    r"ari_enabled (current|max)_link_(speed|width) sriov_(?!vf_msix_count)\w+",
+    r"aer_(dev|rootport)_\w+ resource[0-5]_resize",
 )
 """Files of a PCI function's own folder, whole names."""
 
