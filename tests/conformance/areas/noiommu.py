@@ -25,6 +25,7 @@ from conformance.calls import (
     settle,
 )
 from conformance.host import PAGE, Host
+from conformance.iommufd_calls import iommufd
 from vfiokit.abi import vfio as abi
 
 SOURCE = "drivers/vfio/vfio_main.c, container.c"
@@ -137,3 +138,42 @@ def interrupts(host: Host) -> None:
     enable(host, fd, MSI, [event])
     set_irqs(host, fd, abi.VFIO_IRQ_SET_DATA_NONE | abi.VFIO_IRQ_SET_ACTION_TRIGGER, MSI, 0, 1)
     assert host.fired(event) == 1
+
+
+@case("empty-container-offers-every-driver")
+def empty_container(host: Host) -> None:
+    fd = container(host)
+    assert host.ioctl(fd, abi.VFIO_CHECK_EXTENSION, abi.VFIO_NOIOMMU_IOMMU) == 0
+    _bound(host)
+    fd = container(host)
+    seen = [host.ioctl(fd, abi.VFIO_CHECK_EXTENSION, each) for each in (1, 3, 8)]
+    assert seen == [1, 1, 1]
+
+
+@case("device-has-no-node-of-its-own")
+def no_node(host: Host) -> None:
+    _bound(host)
+    (name,) = host.kernel.tree.list(host.path("edu", "vfio-dev"))
+    assert not host.kernel.tree.exists(f"/dev/vfio/devices/{name}")
+    assert not host.kernel.tree.exists(host.path("edu", f"vfio-dev/{name}/dev"))
+
+
+@case("iommufd-can-stand-in-for-the-container", error=errno.EINVAL)
+def iommufd_stands_in(host: Host) -> None:
+    group, fd = host.open(_bound(host)), iommufd(host)
+    set_container(host, group, fd)
+    seen = [host.ioctl(fd, abi.VFIO_CHECK_EXTENSION, each) for each in (1, 3, 8)]
+    assert seen == [0, 0, 1]
+    with host.refuses(errno.EINVAL):
+        set_iommu(host, fd)
+    set_iommu(host, fd, abi.VFIO_NOIOMMU_IOMMU)
+    device = device_fd(host, group, str(host.roles["edu"]))
+    assert config(host, device, 0, 2) == 0x1234
+
+
+@case("group-tells-nothing-of-its-domain")
+def group_files(host: Host) -> None:
+    _bound(host)
+    folder = f"/sys/kernel/iommu_groups/{host.group('edu')}"
+    assert host.read(f"{folder}/type") == "unknown"
+    assert host.read(f"{folder}/reserved_regions") == ""

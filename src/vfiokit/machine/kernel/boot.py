@@ -186,11 +186,6 @@ def add_iommufd(files: FileSystem, opener: Callable[[], object]) -> None:
 
 def add_modules(files: FileSystem, live: Mapping[str, File]) -> None:
     """``/sys/module`` of the VFIO modules; ``live`` parameters by ``module/name``."""
-    fixed = {
-        "vfio/enable_unsafe_noiommu_mode": "N",
-        "vfio_pci/nointxmask": "N",
-    }
-    parameters = {name: File(f"{value}\n".encode()) for name, value in fixed.items()}
-    for path, file in {**parameters, **live}.items():
+    for path, file in {"vfio_pci/nointxmask": File(b"N\n"), **live}.items():
         module, _slash, name = path.partition("/")
         files.add(f"/sys/module/{module}/parameters/{name}", file)

@@ -14,8 +14,9 @@ from vfiokit.abi import vfio as abi
 from vfiokit.machine.kernel.argument import Argument, buffer_of, fetch, store
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.iommu_group import IommuGroup
-from vfiokit.machine.kernel.iommufd_compat import ensure_compat_ioas
+from vfiokit.machine.kernel.iommufd_compat import ensure_compat_ioas, serve_without_iommu
 from vfiokit.machine.kernel.iommufd_context import IommufdContext
+from vfiokit.machine.kernel.noiommu import NoIommu
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.type1 import Type1
@@ -29,11 +30,20 @@ class Container(OpenFile):
 
     name = "a VFIO container"
 
-    def __init__(self, new_driver: Callable[[bool], Type1]) -> None:
+    def __init__(
+        self, new_driver: Callable[[bool], Type1], unsafe_noiommu: Callable[[], bool]
+    ) -> None:
+        """``unsafe_noiommu`` is the module parameter."""
         super().__init__()
         self._new_driver = new_driver
-        self.driver: Type1 | None = None
+        self._unsafe_noiommu = unsafe_noiommu
+        self.driver: Type1 | NoIommu | None = None
         self.groups: list[VfioGroup] = []
+
+    @property
+    def noiommu(self) -> bool:
+        """Whether its groups have no IOMMU; all of them or none."""
+        return any(group.iommu.noiommu for group in self.groups)
 
     def ioctl(self, request: int, argument: Argument) -> int:
         """``VFIO_GET_API_VERSION`` to ``VFIO_SET_IOMMU``; the rest is the IOMMU driver's."""
@@ -42,21 +52,34 @@ class Container(OpenFile):
         if request == abi.VFIO_CHECK_EXTENSION:
             if self.driver is not None:
                 return self.driver.check_extension(argument)
-            return Type1.probe_extension(argument)
+            return self._probe_extension(argument)
         if request == abi.VFIO_SET_IOMMU:
             return self._set_iommu(argument)
         if self.driver is None:
             raise failure(errno.EINVAL, "the container has no IOMMU driver yet")
         return self.driver.ioctl(request, argument)
 
+    def _probe_extension(self, argument: Argument) -> int:
+        """What drivers that suit the groups say; without groups, any driver."""
+        found = 0
+        if not self.noiommu:
+            found = Type1.probe_extension(argument)
+        if not found and (self.noiommu or not self.groups):
+            found = NoIommu.probe_extension(argument, enabled=self._unsafe_noiommu())
+        return found
+
     def _set_iommu(self, argument: Argument) -> int:
         if not self.groups or self.driver is not None:
             raise failure(errno.EINVAL, "no group attached, or an IOMMU is set already")
-        if not Type1.probe_extension(argument):
+        if not self._probe_extension(argument):
             raise failure(errno.ENODEV, f"no driver for IOMMU type {argument!r}")
-        if argument not in (abi.VFIO_TYPE1_IOMMU, abi.VFIO_TYPE1v2_IOMMU):
+        driver: Type1 | NoIommu
+        if self.noiommu:
+            driver = NoIommu()
+        elif argument in (abi.VFIO_TYPE1_IOMMU, abi.VFIO_TYPE1v2_IOMMU):
+            driver = self._new_driver(argument == abi.VFIO_TYPE1v2_IOMMU)
+        else:
             raise failure(errno.EINVAL, f"{argument!r} is an extension, no IOMMU type")
-        driver = self._new_driver(argument == abi.VFIO_TYPE1v2_IOMMU)
         attached: list[VfioGroup] = []
         try:
             for group in self.groups:
@@ -70,7 +93,12 @@ class Container(OpenFile):
         return 0
 
     def attach(self, group: VfioGroup) -> None:
-        """``vfio_container_attach_group``: claim the group, and attach it if an IOMMU is set."""
+        """``vfio_container_attach_group``: claim the group, and attach it if an IOMMU is set.
+
+        EPERM for a group without IOMMU beside one with, and what claiming and attaching meet.
+        """
+        if self.groups and self.noiommu is not group.iommu.noiommu:
+            raise failure(errno.EPERM, "groups with and without IOMMU do not mix")
         group.iommu.claim(group)
         if self.driver is not None:
             try:
@@ -156,7 +184,10 @@ class VfioGroup:
         if self.container is not None or self.iommufd is not None:
             raise failure(errno.EINVAL, f"group {self.number} has a container already")
         if isinstance(file, IommufdContext):
-            ensure_compat_ioas(file)
+            if self.iommu.noiommu:
+                serve_without_iommu(file)
+            else:
+                ensure_compat_ioas(file)
             file.hold()
             self.iommufd = file
         elif isinstance(file, Container):

@@ -181,7 +181,7 @@ class VfioPciDevice:
 
     def open(self, group: VfioGroup) -> OpenFile:
         """A new open file of the group; with an iommufd as container it is attached to its IOAS."""
-        context = group.iommufd
+        context = None if group.iommu.noiommu else group.iommufd
         opened = self.start(context)
         if context is not None and self.binding is not None and not self.binding.is_attached:
             try:

@@ -117,6 +117,8 @@ class IommuGroup:
         self.users = 0
         """Functions bound to drivers that use the DMA API."""
         self.owner: object | None = None
+        self.noiommu = False
+        """Made up by vfio for a function without IOMMU."""
         self._claims = 0
         self.default = default
         self.domain: PagingDomain | DomainKind = default

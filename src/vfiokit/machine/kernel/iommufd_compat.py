@@ -31,11 +31,23 @@ def compat_ioas(context: IommufdContext) -> Ioas:
 
 
 def ensure_compat_ioas(context: IommufdContext) -> None:
-    """A group got this iommufd as its container: there is an IOAS from now on."""
+    """A group got this iommufd as its container: there is an IOAS from now on.
+
+    EINVAL when a group without IOMMU has it.
+    """
+    if context.no_iommu:
+        raise failure(errno.EINVAL, "the iommufd serves groups without IOMMU")
     if context.compat_ioas is None:
         made = Ioas(context)
         context.objects.add(made)
         context.compat_ioas = made
+
+
+def serve_without_iommu(context: IommufdContext) -> None:
+    """A group without IOMMU got this iommufd as its container; EINVAL when there is an IOAS."""
+    if context.compat_ioas is not None:
+        raise failure(errno.EINVAL, "the iommufd has an IOAS for VFIO already")
+    context.no_iommu = True
 
 
 def vfio_request(context: IommufdContext, request: int, argument: Argument) -> int:
@@ -59,10 +71,16 @@ def _check_extension(context: IommufdContext, argument: Argument) -> int:
     if argument == abi.VFIO_DMA_CC_IOMMU:
         compat_ioas(context)
         return 1  # every domain of the machine enforces coherency
+    if context.no_iommu and argument in (abi.VFIO_TYPE1_IOMMU, abi.VFIO_TYPE1v2_IOMMU):
+        return 0
     return int(argument in _ALWAYS)
 
 
 def _set_iommu(context: IommufdContext, argument: Argument) -> int:
+    if context.no_iommu:
+        if argument != abi.VFIO_NOIOMMU_IOMMU:
+            raise failure(errno.EINVAL, f"there is no IOMMU for type {argument!r}")
+        return 0
     if argument not in (abi.VFIO_TYPE1_IOMMU, abi.VFIO_TYPE1v2_IOMMU):
         raise failure(errno.EINVAL, f"{argument!r} is no IOMMU type of an iommufd")
     ioas = compat_ioas(context)

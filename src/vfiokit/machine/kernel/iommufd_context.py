@@ -115,6 +115,8 @@ class IommufdContext(OpenFile):
         self.account = Account(around.locked)
         self.compat_ioas: IommufdObject | None = None
         """What VFIO's container requests act on."""
+        self.no_iommu = False
+        """It stands in for a container of groups without IOMMU."""
         self.groups: dict[int, object] = {}
         """State of every IOMMU group with a bound device, by number."""
 

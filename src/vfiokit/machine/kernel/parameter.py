@@ -59,6 +59,7 @@ class ModuleParameters:
         self.type1_large_pages = True
         self.idle_in_d3 = True
         self.enable_sriov = False
+        self.unsafe_noiommu = False
 
     def files(self) -> dict[str, File]:
         """The parameters as files, by ``module/name``."""
@@ -73,6 +74,7 @@ class ModuleParameters:
             "vfio_iommu_type1/disable_hugepages": self._flag("type1_large_pages", inverted=True),
             "vfio_pci/disable_idle_d3": self._flag("idle_in_d3", inverted=True),
             "vfio_pci/enable_sriov": self._flag("enable_sriov"),
+            "vfio/enable_unsafe_noiommu_mode": self._flag("unsafe_noiommu"),
             "iommufd/allow_unsafe_interrupts": self._flag("iommufd_unsafe_interrupts"),
         }
 

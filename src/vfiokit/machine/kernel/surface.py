@@ -26,6 +26,7 @@ from vfiokit.machine.kernel.iommufd import IommufdFile
 from vfiokit.machine.kernel.iommufd_context import Surroundings
 from vfiokit.machine.kernel.locked_memory import LockedMemory
 from vfiokit.machine.kernel.memory_file import MemoryFile
+from vfiokit.machine.kernel.noiommu import UnsafeGroups
 from vfiokit.machine.kernel.open_file import FIRST_FD, OpenFile, foreign_file
 from vfiokit.machine.kernel.parameter import ModuleParameters
 from vfiokit.machine.kernel.pci_device import PciDevice
@@ -105,7 +106,14 @@ class SoftwareKernel:
             self.group_of,
             self.core.virtual_functions,
             self._new_iommufd if iommufd_compat_container else self._new_container,
-            lambda device: self._places[device.bdf],
+            self._place_of,
+            UnsafeGroups(
+                self.files,
+                self.groups,
+                self.iommus,
+                self._place_of,
+                lambda: self.parameters.unsafe_noiommu,
+            ),
             device_nodes=iommufd and cdev,
             idle_in_d3=lambda: self.parameters.idle_in_d3,
         )
@@ -273,7 +281,10 @@ class SoftwareKernel:
         )
 
     def _new_container(self) -> OpenFile:
-        return Container(self._new_type1)
+        return Container(self._new_type1, lambda: self.parameters.unsafe_noiommu)
+
+    def _place_of(self, device: PciDevice) -> str:
+        return self._places[device.bdf]
 
     def _new_type1(self, v2: bool) -> Type1:
         return Type1(

@@ -17,6 +17,7 @@ from vfiokit.machine.kernel.device import Host, VfioPciDevice
 from vfiokit.machine.kernel.driver import DeviceId, PciDriver
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.iommu_group import IommuGroup
+from vfiokit.machine.kernel.noiommu import UnsafeGroups
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.pci_device import PciDevice
 from vfiokit.machine.kernel.vfs import DeviceNode, File, FileSystem, Link
@@ -43,6 +44,7 @@ class VfioBus:
         virtual_functions: Callable[[PciDevice], list[PciDevice]],
         new_container: Callable[[], OpenFile],
         folder_of: Callable[[PciDevice], str],
+        unsafe_groups: UnsafeGroups,
         *,
         device_nodes: bool,
         idle_in_d3: Callable[[], bool],
@@ -56,6 +58,7 @@ class VfioBus:
         self._group_of = group_of
         self._virtual_functions = virtual_functions
         self._folder_of = folder_of
+        self._unsafe_groups = unsafe_groups
         self._device_nodes = device_nodes
         self._idle_in_d3 = idle_in_d3
         self._numbers: dict[Bdf, int] = {}
@@ -82,7 +85,7 @@ class VfioBus:
             raise failure(errno.EBUSY, f"{device.bdf} has virtual functions")
         iommu = self._group_of(device)
         if iommu is None:
-            raise failure(errno.EINVAL, f"{device.bdf} is in no IOMMU group")
+            iommu = self._unsafe_groups.make(device)
         made = VfioPciDevice(device, self._host, idle_in_d3=self._idle_in_d3())
         physical = device.function.physfn
         if physical is not None:
@@ -120,29 +123,27 @@ class VfioBus:
                 if not group.sources:
                     del self.groups[group.number]
                     self._remove_nodes(group)
+        self._unsafe_groups.remove(device)
 
     def _add_nodes(self, group: VfioGroup) -> None:
-        number = group.number
+        number, name = group.number, _node_name(group)
 
         def opener() -> GroupFile:
             file = group.open()
             file.install = self._host.install
             return file
 
-        self._files.add(f"/dev/vfio/{number}", DeviceNode(opener))
-        folder = f"{_VIRTUAL}/{number}"
+        self._files.add(f"/dev/vfio/{name}", DeviceNode(opener))
+        folder = f"{_VIRTUAL}/{name}"
         self._files.add(f"{folder}/dev", File(f"{_MAJOR}:{number}\n".encode()))
         self._files.add(f"{folder}/subsystem", Link("../../../../class/vfio"))
-        uevent = f"MAJOR={_MAJOR}\nMINOR={number}\nDEVNAME=vfio/{number}\n"
+        uevent = f"MAJOR={_MAJOR}\nMINOR={number}\nDEVNAME=vfio/{name}\n"
         self._files.add(f"{folder}/uevent", File(uevent.encode()))
-        self._files.add(f"{_CLASS}/{number}", Link(f"../../devices/virtual/vfio/{number}"))
+        self._files.add(f"{_CLASS}/{name}", Link(f"../../devices/virtual/vfio/{name}"))
 
     def _remove_nodes(self, group: VfioGroup) -> None:
-        for path in (
-            f"/dev/vfio/{group.number}",
-            f"{_CLASS}/{group.number}",
-            f"{_VIRTUAL}/{group.number}",
-        ):
+        name = _node_name(group)
+        for path in (f"/dev/vfio/{name}", f"{_CLASS}/{name}", f"{_VIRTUAL}/{name}"):
             self._files.remove(path)
 
     def _add_device(self, made: VfioPciDevice, group: VfioGroup) -> None:
@@ -153,7 +154,7 @@ class VfioBus:
         name = f"vfio{number}"
         folder = f"{parent}/{name}"
         uevent = ""
-        if self._device_nodes:
+        if self._device_nodes and not group.iommu.noiommu:
             uevent = f"MAJOR={_DEVICE_MAJOR}\nMINOR={number}\nDEVNAME=vfio/devices/{name}\n"
             self._files.add(f"{folder}/dev", File(f"{_DEVICE_MAJOR}:{number}\n".encode()))
             self._files.add(
@@ -186,3 +187,8 @@ class VfioBus:
             f"{self._folder_of(device)}/vfio-dev",
         ):
             self._files.remove(path)
+
+
+def _node_name(group: VfioGroup) -> str:
+    """Name of the group's node; it warns where nothing isolates."""
+    return f"noiommu-{group.number}" if group.iommu.noiommu else str(group.number)
