@@ -35,7 +35,8 @@ def pairs() -> list[Any]:
     for backend in backends.BACKENDS:
         marks = [pytest.mark.xdist_group(backend.name)]
         if backend.image:
-            marks.append(pytest.mark.slow)
+            # The first test of a backend waits for all behaviours in the guest.
+            marks += [pytest.mark.slow, pytest.mark.timeout(backends.LAB_TIMEOUT_S + 120)]
         for each in BEHAVIOURS.values():
             if backend.concerns(each):
                 name = f"{backend.name}-{each.id}"
