@@ -100,23 +100,8 @@ class SoftwareKernel:
             self._add_device(function)
         self._add_groups(groups, topology, default_domain)
         self.bus = PciBus(self.core.devices, self.group_of, self._driver_changed)
-        self.vfio = VfioBus(
-            self.files,
-            self,
-            self.group_of,
-            self.core.virtual_functions,
-            self._new_iommufd if iommufd_compat_container else self._new_container,
-            self._place_of,
-            UnsafeGroups(
-                self.files,
-                self.groups,
-                self.iommus,
-                self._place_of,
-                lambda: self.parameters.unsafe_noiommu,
-            ),
-            device_nodes=iommufd and cdev,
-            idle_in_d3=lambda: self.parameters.idle_in_d3,
-        )
+        container = self._new_iommufd if iommufd_compat_container else self._new_container
+        self.vfio = self._vfio_bus(container, device_nodes=iommufd and cdev)
         self.sriov = VirtualFunctions(machine.fabric, self)
         self.vfio.disable_virtual = self.sriov.disable
         if iommufd:
@@ -269,6 +254,25 @@ class SoftwareKernel:
     def _settle(self) -> None:
         if self.clock.pending:
             self.clock.settle()
+
+    def _vfio_bus(self, container: Callable[[], OpenFile], *, device_nodes: bool) -> VfioBus:
+        return VfioBus(
+            self.files,
+            self,
+            self.group_of,
+            self.core.virtual_functions,
+            container,
+            self._place_of,
+            UnsafeGroups(
+                self.files,
+                self.groups,
+                self.iommus,
+                self._place_of,
+                lambda: self.parameters.unsafe_noiommu,
+            ),
+            device_nodes=device_nodes,
+            idle_in_d3=lambda: self.parameters.idle_in_d3,
+        )
 
     def _find_iommus(self) -> VtdDriver:
         fabric = self.machine.fabric
