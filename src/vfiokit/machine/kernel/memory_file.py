@@ -13,6 +13,7 @@ from vfiokit.kernel.port import Mapping
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace, Extent, Region
+from vfiokit.machine.kernel.width_access import WidthAccess
 from vfiokit.machine.memory import PhysicalMemory
 
 
@@ -69,7 +70,7 @@ class MemoryFile(OpenFile):
         self._region.close()
 
 
-class MemoryMapping:
+class MemoryMapping(WidthAccess):
     """A mapped file of memory; implements :class:`vfiokit.kernel.port.Mapping`."""
 
     def __init__(self, view: memoryview, vaddr: int, unmap: Callable[[], None]) -> None:
@@ -77,38 +78,6 @@ class MemoryMapping:
         self.vaddr = vaddr
         self.view: memoryview | None = view
         self._unmap: Callable[[], None] | None = unmap
-
-    def read8(self, offset: int) -> int:
-        """One 8-bit load."""
-        return self._load(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        """One 16-bit load."""
-        return self._load(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        """One 32-bit load."""
-        return self._load(offset, 4)
-
-    def read64(self, offset: int) -> int:
-        """One 64-bit load."""
-        return self._load(offset, 8)
-
-    def write8(self, offset: int, value: int) -> None:
-        """One 8-bit store."""
-        self._store(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        """One 16-bit store."""
-        self._store(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        """One 32-bit store."""
-        self._store(offset, 4, value)
-
-    def write64(self, offset: int, value: int) -> None:
-        """One 64-bit store."""
-        self._store(offset, 8, value)
 
     def close(self) -> None:
         """Unmap. Idempotent."""

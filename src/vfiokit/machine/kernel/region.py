@@ -17,6 +17,7 @@ from vfiokit.machine.kernel.config_space import VirtualConfig
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.pci_device import IORESOURCE_MEM, PciDevice
 from vfiokit.machine.kernel.process import PAGE_SIZE, AddressSpace
+from vfiokit.machine.kernel.width_access import WidthAccess
 
 BARS = 6
 ROM, CONFIG, VGA, COUNT = 6, 7, 8, 9
@@ -188,7 +189,7 @@ class Regions:
         )
 
 
-class DeviceMapping:
+class DeviceMapping(WidthAccess):
     """A mapped BAR; implements :class:`vfiokit.kernel.port.Mapping`.
 
     Every access is one load or store of the device model. Where a real machine would raise
@@ -219,38 +220,6 @@ class DeviceMapping:
         self._unmap: Callable[[], None] | None = unmap
         self.on_close: Callable[[], None] = lambda: None
         """Drops the reference that a mapping holds to its file."""
-
-    def read8(self, offset: int) -> int:
-        """One 8-bit load."""
-        return self._load(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        """One 16-bit load."""
-        return self._load(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        """One 32-bit load."""
-        return self._load(offset, 4)
-
-    def read64(self, offset: int) -> int:
-        """One 64-bit load."""
-        return self._load(offset, 8)
-
-    def write8(self, offset: int, value: int) -> None:
-        """One 8-bit store."""
-        self._store(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        """One 16-bit store."""
-        self._store(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        """One 32-bit store."""
-        self._store(offset, 4, value)
-
-    def write64(self, offset: int, value: int) -> None:
-        """One 64-bit store."""
-        self._store(offset, 8, value)
 
     def close(self) -> None:
         """Unmap. Idempotent."""
