@@ -34,6 +34,11 @@ if [ "$level" != run ]; then
     command -v cpio >/dev/null 2>&1 || missing="$missing cpio"
     command -v qemu-system-x86_64 >/dev/null 2>&1 || missing="$missing qemu-system-x86"
     [ -e /usr/include/linux/vfio.h ] || missing="$missing linux-libc-dev"
+    # The report page is tried in a real browser.
+    command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+    command -v chromedriver >/dev/null 2>&1 || missing="$missing chromium-driver"
+    command -v pdftoppm >/dev/null 2>&1 || missing="$missing poppler-utils"
+    command -v dot >/dev/null 2>&1 || missing="$missing graphviz"
     if [ -n "$missing" ]; then
         # shellcheck disable=SC2086
         install_packages $missing || say "tests that need these will be skipped"
