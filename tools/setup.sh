@@ -34,6 +34,8 @@ if [ "$level" != run ]; then
     command -v cpio >/dev/null 2>&1 || missing="$missing cpio"
     command -v qemu-system-x86_64 >/dev/null 2>&1 || missing="$missing qemu-system-x86"
     [ -e /usr/include/linux/vfio.h ] || missing="$missing linux-libc-dev"
+    # libvirt's own schemas say whether a domain is one.
+    [ -e /usr/share/libvirt/schemas/domain.rng ] || missing="$missing libvirt0"
     # The report page is tried in a real browser.
     command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
     command -v chromedriver >/dev/null 2>&1 || missing="$missing chromium-driver"
