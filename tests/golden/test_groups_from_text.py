@@ -19,7 +19,7 @@ from vfiokit.host.archive import write_capture
 from vfiokit.host.compression import read_file
 from vfiokit.host.source import open_host, open_tree
 from vfiokit.host.sysfs import read_topology
-from vfiokit.isolation import Grouping, compare, predict
+from vfiokit.isolation import compare, predict
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.topology import Function, Topology
 
@@ -30,7 +30,7 @@ class Result(NamedTuple):
     agree: int
     """Of the server's groups, those predicted with exactly their members."""
     decided: int
-    """Predicted groups of which no function, and no bridge above one, is uncertain."""
+    """Predicted groups of which no function is uncertain."""
     wrong: tuple[tuple[Bdf, ...], ...]
     """Decided groups that the server does not have."""
 
@@ -89,21 +89,14 @@ def judged(path: Path, server: Topology) -> Result:
     comparison = compare(grouping, told)
     assert comparison.total == GROUPS
     recorded = {members(server, number) for number in range(GROUPS)}
-    decided = [group.members for group in grouping.groups if is_decided(topology, grouping, group)]
+    uncertain = set(grouping.uncertain)
+    decided = [group.members for group in grouping.groups if not uncertain & set(group.members)]
     wrong = tuple(group for group in decided if group not in recorded)
     return Result(comparison.agree, len(decided), wrong)
 
 
 def members(server: Topology, number: int) -> tuple[Bdf, ...]:
     return tuple(item.bdf for item in server if item.recorded.iommu_group == number)
-
-
-def is_decided(topology: Topology, grouping: Grouping, group) -> bool:
-    uncertain = set(grouping.uncertain)
-    concerned = {
-        bridge.bdf for bdf in group.members for bridge in topology.path_to_root(topology[bdf])
-    }
-    return not uncertain & (concerned | set(group.members))
 
 
 def test_a_hex_dump_gives_every_group(server: Topology, tmp_path: Path) -> None:

@@ -258,7 +258,8 @@ def test_a_port_shown_by_v_has_no_acs_settings() -> None:
     port = host.topology[Bdf(0, 0, 0x1C, 0)]
     assert (port.port_type, port.secondary_bus, port.acs) == (PortType.ROOT_PORT, 1, None)
     assert (port.recorded.irq, port.recorded.numa_node, port.recorded.iommu_group) == (25, 1, 7)
-    assert predict(host.topology).uncertain == (port.bdf,)
+    assert predict(host.topology).undecided == (port.bdf,)
+    assert predict(host.topology).uncertain == (port.bdf, Bdf(0, 1, 0, 0))
     assert any("'lspci -v'" in line for line in host.limits)
 
 

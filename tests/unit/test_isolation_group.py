@@ -277,7 +277,41 @@ def test_bytes_too_short_to_tell_are_listed():
     builder.root_port("00:03.0", 3)
     builder.endpoint("01:00.0", size=64)
     builder.endpoint("02:00.0")
-    assert predict(builder.topology()).uncertain == (bdf("00:01.0"), bdf("00:02.0"))
+    assert predict(builder.topology()).undecided == (bdf("00:01.0"), bdf("00:02.0"))
+
+
+def test_what_sits_below_an_uncertain_bridge_is_uncertain_too():
+    builder = Builder()
+    builder.root_port("00:01.0", 1, size=64)
+    builder.upstream("01:00.0", 2)
+    builder.downstream("02:00.0", 3, acs=FULL)
+    builder.endpoint("03:00.0")
+    builder.virtual("03:00.1", "03:00.0")
+    builder.root_port("00:03.0", 4)
+    builder.endpoint("04:00.0")
+    grouping = predict(builder.topology())
+    assert grouping.undecided == (bdf("00:01.0"),)
+    assert grouping.uncertain == tuple(
+        bdf(text) for text in ("00:01.0", "01:00.0", "02:00.0", "03:00.0", "03:00.1")
+    )
+
+
+def test_functions_grouped_with_an_uncertain_one_are_uncertain_too():
+    # Whether 00:02.1 has ACS is not known; if it does, 00:02.0 is in another group than it.
+    builder = Builder()
+    builder.endpoint("00:02.0", multifunction=True)
+    builder.endpoint("00:02.1", size=256)
+    builder.endpoint("00:03.0")
+    grouping = predict(builder.topology())
+    assert grouping.undecided == (bdf("00:02.1"),)
+    assert grouping.uncertain == (bdf("00:02.0"), bdf("00:02.1"))
+
+
+def test_nothing_is_uncertain_where_everything_was_captured():
+    builder = Builder()
+    switch(builder)
+    grouping = predict(builder.topology())
+    assert grouping.undecided == grouping.uncertain == ()
 
 
 # --- comparison with what a kernel recorded ----------------------------------------------------

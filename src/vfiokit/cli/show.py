@@ -91,7 +91,7 @@ def lines(topology: Topology, grouping: Grouping, function: Function) -> list[st
         found.append(f"  link         {link}")
     if recorded.reset_methods is not None:
         found.append(f"  reset by     {' '.join(recorded.reset_methods) or 'nothing'}")
-    found += _group_lines(topology, grouping, function)
+    found += _group_lines(grouping, function)
     found += _bar_lines(function)
     found += _interrupt_lines(function)
     found += _capability_lines(function)
@@ -118,7 +118,7 @@ def _port_text(port: Function) -> str:
     return f"({kind}, ACS can {port.acs_capability:#04x} does {port.acs_control:#04x})"
 
 
-def _group_lines(topology: Topology, grouping: Grouping, function: Function) -> list[str]:
+def _group_lines(grouping: Grouping, function: Function) -> list[str]:
     group = grouping.of(function.bdf)
     recorded = function.recorded.iommu_group
     others = [str(bdf) for bdf in group.members if bdf != function.bdf]
@@ -128,15 +128,9 @@ def _group_lines(topology: Topology, grouping: Grouping, function: Function) -> 
         f"  IOMMU group  {by_kernel}, {group.id} predicted, {shared}",
         f"               {grouping.why(function.bdf).text()}",
     ]
-    if _is_uncertain(topology, grouping, function):
+    if function.bdf in grouping.uncertain:
         found.append(f"               {UNCERTAIN}")
     return found
-
-
-def _is_uncertain(topology: Topology, grouping: Grouping, function: Function) -> bool:
-    """Whether bytes that decide are missing here or above."""
-    deciding = {function.bdf, *(port.bdf for port in topology.path_to_root(function))}
-    return not deciding.isdisjoint(grouping.uncertain)
 
 
 def _bar_lines(function: Function) -> list[str]:
@@ -232,7 +226,7 @@ def document(topology: Topology, grouping: Grouping, function: Function) -> dict
             "iommu_group": group.id,
             "members": [str(bdf) for bdf in group.members],
             "why": grouping.why(function.bdf).text(),
-            "uncertain": _is_uncertain(topology, grouping, function),
+            "uncertain": function.bdf in grouping.uncertain,
         },
         "bars": [
             {

@@ -11,6 +11,7 @@ order, lowest free number first.
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -80,14 +81,33 @@ class Grouping:
             quirks=prober.quirks,
         )
 
-    @property
-    def uncertain(self) -> tuple[Bdf, ...]:
-        """Functions whose captured bytes are too short to tell, so that the answer may be wrong.
+    @cached_property
+    def undecided(self) -> tuple[Bdf, ...]:
+        """Functions whose captured bytes are too short to tell whether they isolate.
 
         Bridges and multifunction devices cut before their capabilities (64 bytes), and those
-        asked for ACS that end before extended configuration space (256 bytes).
+        asked for ACS that end before extended configuration space (256 bytes). They count as not
+        isolating, so groups can only come out too large.
         """
-        return self._prober.uncertain()
+        return self._prober.undecided()
+
+    @cached_property
+    def uncertain(self) -> tuple[Bdf, ...]:
+        """Functions whose group may be wrong, in address order.
+
+        Those that share a group with one of :attr:`undecided`, or sit below such a bridge.
+        """
+        undecided = set(self.undecided)
+        if not undecided:
+            return ()
+        unsure = {bdf for member in undecided for bdf in self.of(member).members}
+        topology = self._prober.topology
+        return tuple(
+            function.bdf
+            for function in topology
+            if function.bdf in unsure
+            or any(bridge.bdf in undecided for bridge in topology.path_to_root(function))
+        )
 
     def _joined(self, bdf: Bdf) -> Why:
         try:
@@ -171,7 +191,7 @@ class _Prober:
         again._place(self.topology[bdf], self.whys[bdf].group)
         return tuple(again.steps)
 
-    def uncertain(self) -> tuple[Bdf, ...]:
+    def undecided(self) -> tuple[Bdf, ...]:
         unsure: list[Bdf] = []
         for function in self.topology:
             verdict = self.verdicts.get(function.bdf)
