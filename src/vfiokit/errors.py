@@ -17,6 +17,7 @@ wrong, with which object, and what to do::
     │   ├── IovaConflictError          an IOVA range is already mapped
     │   └── DeviceBusyError            someone else holds the device or its group
     ├── MachineError                   a software machine was described or used wrongly
+    ├── ProtocolError                  a vfio-user peer broke the protocol; carries errno
     ├── LabError                       a guest could not be started, or did not answer (lab)
     ├── AssignError
     │   ├── PlanBlockedError           the plan has blockers that were not forced by name
@@ -150,6 +151,21 @@ class DeviceBusyError(KernelError):
 
 class MachineError(VfiokitError):
     """A software machine was described or used wrongly."""
+
+
+class ProtocolError(VfiokitError):
+    """A vfio-user peer broke the protocol.
+
+    ``errno`` is what the protocol answers to it. ``fatal`` says whether the stream is lost, so that
+    only closing the connection is left; otherwise the next message can be read.
+    """
+
+    def __init__(
+        self, message: str, *, errno: int = _errno.EINVAL, fatal: bool = False, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+        self.fatal = fatal
 
 
 class AssignError(VfiokitError):
