@@ -58,8 +58,8 @@ class Matrix:
         self._rows = _Selection(self._forest, self.providers)
         self._columns = _Selection(self._forest, self.clients)
         self._squares = tuple(self._find_squares())
-        self.map_types = self._ordered(self._fill_types())
-        self.distances = self._ordered(self._fill_distances())
+        self.map_types = self._repeated(self._fill_types())
+        self.distances = self._repeated(self._fill_distances())
 
     def verdict(self, provider: Bdf, client: Bdf) -> Verdict:
         """One cell; ``ValueError`` for a function that is not among those asked for."""
@@ -74,11 +74,20 @@ class Matrix:
     @cached_property
     def codes(self) -> _Bytes:
         """NVIDIA's words, shape ``(providers, clients)``: index into :data:`CODES`."""
-        return self._ordered(self._fill_codes())
+        return self._repeated(self._fill_codes())
 
-    def _ordered(self, filled: _Array) -> _Array:
-        """From depth-first order to the order that was asked for."""
-        return self._columns.restore(self._rows.restore(filled, 0), 1)
+    def _repeated(self, filled: _Array) -> _Array:
+        """With the rows and columns of functions that were asked for more than once."""
+        return self._columns.repeat(self._rows.repeat(filled, 0), 1)
+
+    def _alike(self, table: _Bytes, kinds: _Array) -> _Bytes:
+        """A whole matrix from a table of kinds of node: most rows are copies of another."""
+        filled: _Bytes = table.take(self._columns.asked(kinds), 1).take(self._rows.asked(kinds), 0)
+        return filled
+
+    def _cells(self, rows: slice, columns: slice) -> tuple[_Array, ...]:
+        """Where a square lies in the order that was asked for."""
+        return np.ix_(self._rows.positions[rows], self._columns.positions[columns])
 
     def _find_squares(self) -> Iterable[tuple[int, slice, slice]]:
         """Bridges where chains of the selection meet, outermost first, and what is below them.
@@ -99,12 +108,12 @@ class Matrix:
         nodes, rows, columns = np.intersect1d(
             self._rows.places, self._columns.places, assume_unique=True, return_indices=True
         )
-        return nodes, rows, columns
+        return nodes, self._rows.positions[rows], self._columns.positions[columns]
 
     def _fill_types(self) -> _Bytes:
         forest, rows, columns = self._forest, self._rows, self._columns
         table = forest.approvals
-        filled: _Bytes = table.take(rows.of(forest.roots), 0).take(columns.of(forest.roots), 1)
+        filled = self._alike(table, forest.roots)
         yes, unseen = forest.redirecting, forest.unseen
 
         def level(places: _Array, node: int, through: np.uint8) -> _Bytes:
@@ -121,7 +130,7 @@ class Matrix:
                 level(rows.places[below], node, through), np.uint8(own(node, through))
             )
             right = level(columns.places[across], node, through)
-            np.maximum.outer(left, right, out=filled[below, across])
+            filled[self._cells(below, across)] = np.maximum.outer(left, right)
         nodes, at_row, at_column = self._same()
         filled[at_row, at_column] = [
             own(node, table[forest.roots[node], forest.roots[node]]) for node in nodes.tolist()
@@ -131,10 +140,10 @@ class Matrix:
     def _fill_distances(self) -> _Numbers:
         depths = self._forest.depths
         up, down = self._rows.of(depths), self._columns.of(depths)
-        filled: _Numbers = np.add.outer(up, down)
+        filled: _Numbers = np.add.outer(self._rows.asked(depths), self._columns.asked(depths))
         for node, below, across in self._squares:
             own = depths[node]
-            np.add.outer(up[below] - own, down[across] - own, out=filled[below, across])
+            filled[self._cells(below, across)] = np.add.outer(up[below] - own, down[across] - own)
         _, at_row, at_column = self._same()
         filled[at_row, at_column] = 0
         return filled
@@ -142,7 +151,7 @@ class Matrix:
     def _fill_codes(self) -> _Bytes:
         forest = self._forest
         places, table = forest.places_of_codes
-        filled: _Bytes = table.take(self._rows.of(places), 0).take(self._columns.of(places), 1)
+        filled = self._alike(table, places)
         above, counted = forest.bridges_above, forest.counted
         pix, pxb = np.uint8(CODES.index(code.PIX)), np.uint8(CODES.index(code.PXB))
         for node, below, across in self._squares:
@@ -152,32 +161,43 @@ class Matrix:
                 # The bridge itself as an end is not passed.
                 sides.append(np.where(ends == node, -counted[node], passed))
             bridges = np.add.outer(*sides) + counted[node]
-            filled[below, across] = np.where(bridges <= 1, pix, pxb)
+            filled[self._cells(below, across)] = np.where(bridges <= 1, pix, pxb)
         _, at_row, at_column = self._same()
         filled[at_row, at_column] = CODES.index(code.SELF)
         return filled
 
 
 class _Selection:
-    """Functions asked about, without repetition and in depth-first order."""
+    """Functions asked about: each once, by their depth-first numbers and by their turn."""
 
     def __init__(self, forest: _Forest, bdfs: Sequence[Bdf]) -> None:
-        asked = np.array([forest.index[bdf] for bdf in bdfs], dtype=np.int64)
-        self.places, self._order = np.unique(asked, return_inverse=True)
-        self._in_order = np.array_equal(self._order, np.arange(len(self.places)))
+        once = list(dict.fromkeys(bdfs))
+        self._turns = np.array([forest.index[bdf] for bdf in once], dtype=np.int64)
+        self.positions = np.argsort(self._turns)
+        """The turn of each, in depth-first order."""
+        self.places = self._turns[self.positions]
+        """The number of each, in depth-first order."""
+        self._repeats: _Array | None = None
+        if len(once) != len(bdfs):
+            turn = {bdf: number for number, bdf in enumerate(once)}
+            self._repeats = np.array([turn[bdf] for bdf in bdfs], dtype=np.int64)
 
     def of(self, values: _Array) -> _Array:
-        """The selected nodes' ``values``."""
+        """The nodes' ``values``, in depth-first order."""
         return values[self.places]
 
+    def asked(self, values: _Array) -> _Array:
+        """The nodes' ``values``, by their turns."""
+        return values[self._turns]
+
     def within(self, start: int, end: int) -> slice:
-        """Which of the selection lie in the range of nodes ``[start, end)``."""
+        """Which of them, in depth-first order, are in the range of nodes ``[start, end)``."""
         low, high = np.searchsorted(self.places, (start, end))
         return slice(int(low), int(high))
 
-    def restore(self, filled: _Array, axis: int) -> _Array:
-        """``filled`` in the order that was asked for."""
-        return filled if self._in_order else filled.take(self._order, axis)
+    def repeat(self, filled: _Array, axis: int) -> _Array:
+        """``filled`` with repetitions as they were asked for."""
+        return filled if self._repeats is None else filled.take(self._repeats, axis)
 
 
 class _Forest:
