@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from conformance.behaviour import (
@@ -23,10 +21,8 @@ from conformance.behaviour import (
     Behaviour,
 )
 from conformance.topology import TOPOLOGY
+from lab_equipment import ROOT, MissingError, any_qemu, kernel, newer_qemu
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("VFIOKIT_SHARED") or ROOT / "../shared")
-KERNELS = Path(os.environ.get("VFIOKIT_LAB_KERNELS") or SHARED / "kernels")
 LAB_TIMEOUT_S = 600.0
 
 
@@ -39,6 +35,8 @@ class Backend(NamedTuple):
     image: str = ""
     """Kernel of the lab; empty: the software machine."""
     iommu: str = "intel"
+    newer: bool = False
+    """Wants a newer QEMU than the machine's own may be."""
 
     def concerns(self, behaviour: Behaviour) -> bool:
         """Whether the behaviour is one of this kernel's."""
@@ -55,8 +53,9 @@ MACHINE_NONE = Backend("machine-none", frozenset({NO_IOMMU}))
 LAB_NONE = Backend("linux-none", MACHINE_NONE.features, "bzImage-iommufd", "none")
 MACHINE_UNSAFE = Backend("machine-unsafe", frozenset({UNSAFE_INTERRUPTS}))
 LAB_UNSAFE = Backend("linux-unsafe", MACHINE_UNSAFE.features, "bzImage-iommufd", "virtio")
+LAB_AMD = Backend("linux-amd", MACHINE.features, "bzImage-iommufd", "amd", newer=True)
 BACKENDS = (
-    *(MACHINE, LAB),
+    *(MACHINE, LAB, LAB_AMD),
     *(MACHINE_COMPAT, LAB_COMPAT),
     *(MACHINE_NONE, LAB_NONE),
     *(MACHINE_UNSAFE, LAB_UNSAFE),
@@ -102,14 +101,16 @@ def _here(backend: Backend, ids: Sequence[str]) -> str:
 def _in_the_lab(backend: Backend, ids: Sequence[str]) -> str:
     from vfiokit.lab import Lab
 
-    image = KERNELS / backend.image
-    if not image.exists():
-        raise UnavailableError(f"no {image}; VFIOKIT_LAB_KERNELS names the folder of the kernels")
-    if not shutil.which("qemu-system-x86_64") and not os.environ.get("VFIOKIT_LAB_QEMU"):
-        raise UnavailableError("no qemu-system-x86_64; apt install qemu-system-x86")
+    try:
+        image = kernel(backend.image)
+        any_qemu()
+        qemu = newer_qemu() if backend.newer else ""
+    except MissingError as reason:
+        raise UnavailableError(reason) from reason
     lab = Lab(
         topology=TOPOLOGY,
         kernel=image,
+        qemu=qemu,
         iommu=backend.iommu,
         timeout_s=LAB_TIMEOUT_S,
         environment={"PYTHONPATH": _path()},

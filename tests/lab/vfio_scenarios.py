@@ -84,6 +84,7 @@ def nvme_write_and_read(backend: str, name: str, length: int) -> dict[str, objec
         space = controller.namespace(1)
         space.write_bytes(0, data)
         read = space.read_bytes(0, length // space.block_size)
+        signals = msix_signals(bdf)
     wait_for("/dev/nvme0n1")
     # The kernel's own driver is the witness of what the drive holds.
     with open("/dev/nvme0n1", "rb") as drive:
@@ -91,8 +92,17 @@ def nvme_write_and_read(backend: str, name: str, length: int) -> dict[str, objec
     return {
         "same": read == data,
         "witnessed": witnessed == data,
+        "msix_signals": signals,
         "driver_afterwards": driver_of(bdf),
     }
+
+
+def msix_signals(bdf: Bdf) -> list[int]:
+    """How often the kernel signalled each MSI-X vector of a function to its user's eventfd."""
+    lines = Path("/proc/interrupts").read_text().splitlines()
+    mine = [line.split() for line in lines if "vfio-msix" in line and f"({bdf})" in line]
+    cpus = os.cpu_count() or 1
+    return [sum(map(int, words[1 : 1 + cpus])) for words in mine]
 
 
 def dma_to_unmapped_iova_is_refused(backend: str, name: str = "edu0") -> dict[str, object]:
@@ -166,6 +176,28 @@ def groups() -> dict[str, int]:
         if link.exists():
             found[name] = int(link.resolve().name)
     return found
+
+
+def virtual_functions_move_into_vfio(name: str, count: int) -> dict[str, object]:
+    """Enable virtual functions and open one: its ids, and who shares a group with it."""
+    kernel = LinuxKernel()
+    folder = Path(f"/sys/bus/pci/devices/{guest_devices()[name]}")
+    (folder / "sriov_drivers_autoprobe").write_text("0")
+    (folder / "sriov_numvfs").write_text(str(count))
+    links = [folder / f"virtfn{number}" for number in range(count)]
+    bdf = Bdf.parse(links[0].resolve().name)
+    done = apply(kernel, plan(kernel.tree, [bdf]), JOURNALS)
+    with open_device(kernel, bdf) as device:
+        ids = [device.config.read(at, 2) for at in (0, 2)]
+        regions = [device.region(index).size for index in (0, 3)]
+    assert done.journal is not None
+    undo(kernel, done.journal)
+    return {
+        "groups": len({(link / "iommu_group").resolve() for link in [folder, *links]}),
+        # A virtual function's own registers read as ones; vfio-pci fills in what they stand for.
+        "ids": [f"{word:04x}" for word in ids],
+        "regions": regions,
+    }
 
 
 def total_vfs(name: str) -> int:
