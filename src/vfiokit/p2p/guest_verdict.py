@@ -1,0 +1,189 @@
+"""What the host's fabric does with a guest's peer-to-peer DMA, against what the guest believes.
+
+A guest's driver writes guest-physical addresses (or those of its own IOMMU) into a device; VFIO
+has the host's IOMMU translate them, BARs of assigned peers included, and asks nobody whether the
+peers can reach one another. The guest's kernel decides by the rule of Linux's ``p2pdma.c`` on the
+tree that its hypervisor shows. Source: Linux 7.2 ``drivers/pci/p2pdma.c``,
+``drivers/vfio/vfio_iommu_type1.c``; PCI Express Base Specification 6.0 §6.12 (ACS), §10 (ATS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from itertools import combinations
+from typing import NamedTuple
+
+from vfiokit.p2p.answer import Answer, MapType
+from vfiokit.p2p.guest import GuestPlan
+from vfiokit.p2p.peers import Peers
+from vfiokit.pci.address import Bdf
+from vfiokit.pci.capability.acs import Acs
+from vfiokit.pci.capability.express import PortType
+from vfiokit.pci.topology import Function
+
+_ATS = 0x0F
+_ATS_CONTROL, _ATS_ENABLE = 0x06, 0x8000
+
+
+class Route(Enum):
+    """Which way the host's fabric sends a guest's request to a peer's BAR."""
+
+    TRANSLATED = "translated"
+    """The client asks for translations (ATS), and the switch forwards translated requests
+    directly: ACS Direct Translated P2P."""
+    UNTRANSLATED = "untranslated"
+    """No port on the way redirects: a bridge compares the guest's address with the host's windows
+    before any IOMMU sees it, and passes it up only where none fits."""
+    IOMMU = "iommu"
+    """Up to the IOMMU, translated there, and down again if the root complex forwards."""
+
+    def text(self) -> str:
+        """What the hardware does, a clause."""
+        return {
+            Route.TRANSLATED: "the switch forwards requests that ATS translated, directly",
+            Route.UNTRANSLATED: (
+                "the bridge in common looks at the guest's address before any IOMMU does"
+            ),
+            Route.IOMMU: "the request goes up to the IOMMU and back down through the root complex",
+        }[self]
+
+
+class Verdict(Enum):
+    """How the guest's belief about a pair stands to the host's truth."""
+
+    AGREES = "agrees"
+    CORRUPTS = "believes P2P that the host forbids (data corruption)"
+    MISSES = "misses P2P that works (lost bandwidth)"
+    UNKNOWN = "cannot be told from this description of the host"
+
+
+class Pair(NamedTuple):
+    """One pair of assigned functions."""
+
+    one: Bdf
+    """On the host."""
+    other: Bdf
+    host: Answer
+    route: Route
+    works: bool | None
+    """Whether peer-to-peer DMA between the two works for a guest; ``None``: not known."""
+    guest: Answer
+    """Of the guest's kernel, in addresses of the guest."""
+    verdict: Verdict
+    notes: tuple[str, ...]
+    """Sentences without a full stop."""
+
+
+def has_ats(function: Function) -> bool:
+    """Whether ``function`` can ask for translations."""
+    return function.capabilities.find_extended(_ATS) is not None
+
+
+def ats_enabled(function: Function) -> bool:
+    """Whether ``function`` asks for translations, as captured."""
+    ats = function.capabilities.find_extended(_ATS)
+    if ats is None or not function.config.has(ats.offset + _ATS_CONTROL, 2):
+        return False
+    return bool(function.config.u16(ats.offset + _ATS_CONTROL) & _ATS_ENABLE)
+
+
+def route(host: Peers, answer: Answer) -> Route:
+    """Which way requests of ``answer``'s client take on the host, for a guest."""
+    if answer.common is None:
+        return Route.IOMMU
+    topology = host.topology
+    common = topology[answer.common]
+    at_switch = common.port_type in (PortType.UPSTREAM, PortType.DOWNSTREAM)
+    ports = [topology[bdf] for bdf in answer.path if topology[bdf].is_bridge]
+    if at_switch and ats_enabled(topology[answer.client]) and answer.redirecting:
+        below = [port for port in ports if port.port_type is PortType.DOWNSTREAM]
+        if below and all(port.acs_control & Acs.DIRECT_TRANSLATED for port in below):
+            return Route.TRANSLATED
+    return Route.IOMMU if answer.redirecting else Route.UNTRANSLATED
+
+
+def compare(host: Peers, plan: GuestPlan, guest: Peers) -> tuple[Pair, ...]:
+    """Every pair of the plan's functions, in the order of the plan.
+
+    ``guest`` answers for :func:`vfiokit.p2p.guest_topology.topology` of the plan.
+    """
+    return tuple(
+        _pair(host, plan, guest, one, other)
+        for one, other in combinations(plan.functions.values(), 2)
+    )
+
+
+def _pair(host: Peers, plan: GuestPlan, guest: Peers, one: Bdf, other: Bdf) -> Pair:
+    truth = host.map_type(one, other)
+    back = host.map_type(other, one)
+    ways = {route(host, truth), route(host, back)}
+    # The worse of both directions: a peer without ATS is reached only through the root complex.
+    way = next(iter(ways)) if len(ways) == 1 else Route.IOMMU
+    works: bool | None = truth.map_type in (MapType.BUS_ADDR, MapType.THRU_HOST_BRIDGE)
+    if truth.map_type is MapType.UNKNOWN:
+        works = None
+    if way is Route.TRANSLATED:
+        works = True
+    belief = guest.map_type(plan.address(one), plan.address(other))
+    bypasses = belief.map_type is MapType.BUS_ADDR and plan.viommu.translates
+    verdict = _verdict(works, belief.map_type, bypasses=bypasses)
+    notes = tuple(_notes(truth, way, works=works, bypasses=bypasses, belief=belief.map_type))
+    return Pair(one, other, truth, way, works, belief, verdict, notes)
+
+
+def _verdict(works: bool | None, belief: MapType, *, bypasses: bool) -> Verdict:
+    if bypasses:
+        return Verdict.CORRUPTS
+    if works is None or belief is MapType.UNKNOWN:
+        return Verdict.UNKNOWN
+    believes = belief in (MapType.BUS_ADDR, MapType.THRU_HOST_BRIDGE)
+    if believes == works:
+        return Verdict.AGREES
+    return Verdict.CORRUPTS if believes else Verdict.MISSES
+
+
+def _notes(
+    truth: Answer, way: Route, *, works: bool | None, bypasses: bool, belief: MapType
+) -> Iterator[str]:
+    if bypasses:
+        yield (
+            "the guest's kernel goes around its own IOMMU by bus address, and the host maps only "
+            "what that IOMMU maps: the DMA faults or lands elsewhere; let the guest use iommu=pt"
+        )
+    if works is False and belief is not MapType.NOT_SUPPORTED:
+        yield (
+            "VFIO maps the peer's BAR without asking this rule: nothing refuses the DMA, and it "
+            "arrives only if the root complex forwards it"
+        )
+    if works is False and belief is MapType.NOT_SUPPORTED:
+        yield (
+            "a driver in the guest that does not ask its kernel can still try: VFIO maps the "
+            "peer's BAR all the same"
+        )
+    if way is Route.UNTRANSLATED and truth.common is not None:
+        yield (
+            f"no ACS redirect on the way to {truth.common}: guest addresses that fall into a "
+            "window of the host below it reach the peer without the IOMMU, DMA meant for memory "
+            "included"
+        )
+
+
+class Score(NamedTuple):
+    """How a variant does; the least is best."""
+
+    corrupts: int
+    misses: int
+    unknown: int
+    agrees: int = 0
+
+
+def score(pairs: Sequence[Pair]) -> Score:
+    """Pairs by verdict."""
+    counts = [pair.verdict for pair in pairs]
+    return Score(
+        counts.count(Verdict.CORRUPTS),
+        counts.count(Verdict.MISSES),
+        counts.count(Verdict.UNKNOWN),
+        counts.count(Verdict.AGREES),
+    )
