@@ -13,6 +13,7 @@ demo:  ## take a captured server's NVMe drive through VFIO and give it back
 
 test:  ## every test, the slow ones included
 	@tools/setup.sh dev
+	@tools/qemu_root.sh >/dev/null || echo "tests that need a newer QEMU will be skipped" >&2
 	$(PY) -m pytest -q -n auto --dist worksteal
 
 check: format lint types layers fast  ## the fast loop: format, lint, types, layers, fast tests

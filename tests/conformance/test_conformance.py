@@ -72,5 +72,7 @@ def test_errors_are_a_large_part_of_the_behaviours() -> None:
     assert sum(1 for each in BEHAVIOURS.values() if each.errors) >= 60
 
 
-def test_missing_behaviours_exist() -> None:
+def test_missing_and_differing_behaviours_exist() -> None:
     assert expected_missing() <= set(BEHAVIOURS)
+    for backend in backends.BACKENDS:
+        assert set(backend.differs) <= set(BEHAVIOURS)
