@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "plan": "what assigning a device would change, cost and risk",
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",
+    "doctor": "is this machine ready to assign a device",
     "capture": "write everything that matters about this host to a file",
     "lab": "run a command on a real kernel in QEMU, with devices made to order",
     "machine": "start a software twin of a host, with a prompt or a script",

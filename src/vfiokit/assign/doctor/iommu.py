@@ -1,0 +1,203 @@
+"""Is the IOMMU on, in which mode, and what can it translate?
+
+Sources: Linux ``drivers/iommu/iommu.c`` (group types), ``drivers/iommu/intel/dmar.c``,
+``drivers/vfio/group.c`` (no-IOMMU groups are named ``vfio-noiommu``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from vfiokit.assign.doctor.facts import GROUPS, Facts
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
+from vfiokit.assign.doctor.unit import Unit, units
+
+_TABLES = "/sys/firmware/acpi/tables"
+_FIRMWARE = {
+    "DMAR": ("Intel VT-d", "intel_iommu=on"),
+    "IVRS": ("AMD-Vi", "amd_iommu=force_enable"),
+    "IORT": ("an Arm SMMU", "iommu.passthrough=0"),
+    "VIOT": ("a virtual IOMMU", "iommu.passthrough=0"),
+}
+_SETUP = {
+    "intel": "turn on 'Intel VT-d' in the firmware setup, then boot with intel_iommu=on",
+    "amd": "turn on 'IOMMU' (AMD-Vi) in the firmware setup; Linux uses it by itself",
+}
+
+
+def check(facts: Facts) -> Iterator[Finding]:
+    """IOMMU, its default mode, coherency, and address width."""
+    found = units(facts)
+    yield _present(facts, found)
+    if not _groups(facts):
+        return
+    yield from _unserved(facts)
+    yield _mode(facts)
+    yield from _abilities(found)
+
+
+def _groups(facts: Facts) -> list[str]:
+    """Numbers of the groups behind an IOMMU."""
+    numbers = facts.names(GROUPS) or []
+    if not numbers:
+        recorded = {each.recorded.iommu_group for each in facts.topology}
+        numbers = [str(number) for number in sorted(n for n in recorded if n is not None)]
+    return [n for n in numbers if facts.read(f"{GROUPS}/{n}/name").text != "vfio-noiommu"]
+
+
+def _present(facts: Facts, found: tuple[Unit, ...]) -> Finding:
+    groups = _groups(facts)
+    if groups:
+        named = ", ".join(unit.name for unit in found)
+        return Finding(
+            "iommu",
+            Severity.OK,
+            f"the IOMMU is on: {len(groups)} groups"
+            + (f", {len(found)} unit{'s' if len(found) > 1 else ''} ({named})" if found else ""),
+            (
+                Evidence(GROUPS, f"{len(groups)} groups"),
+                *((Evidence("/sys/class/iommu", named),) if found else ()),
+            ),
+        )
+    if facts.names(GROUPS) is None and not found:
+        return Finding(
+            "iommu",
+            Severity.UNKNOWN,
+            "no IOMMU group is recorded, and it cannot be told whether the host had any",
+            (Evidence(GROUPS, "(not in this description of the host)"),),
+            "ls /sys/kernel/iommu_groups",
+        )
+    return _absent(facts, found)
+
+
+def _absent(facts: Facts, found: tuple[Unit, ...]) -> Finding:
+    """No group: say whether firmware, command line or kernel is to blame."""
+    evidence = [Evidence(GROUPS, "empty")]
+    tables = facts.names(_TABLES)
+    offered = [name for name in _FIRMWARE if name in (tables or ())]
+    if tables is not None:
+        evidence.append(Evidence(_TABLES, ", ".join(offered) or "no DMAR, IVRS, IORT or VIOT"))
+    if offered or found:
+        kind, option = _FIRMWARE[offered[0]] if offered else ("it", _FIRMWARE["DMAR"][1])
+        evidence.append(facts.command_line.evidence)
+        return Finding(
+            "iommu",
+            Severity.PROBLEM,
+            f"the IOMMU is off: the firmware offers {kind}, and the kernel does not use it",
+            tuple(evidence),
+            f"add to the kernel command line and reboot: {option}",
+        )
+    return Finding(
+        "iommu",
+        Severity.PROBLEM,
+        "the IOMMU is off"
+        + (
+            ": the firmware describes none"
+            if tables is not None
+            else "; whether there is one cannot be told"
+        ),
+        tuple(evidence),
+        _SETUP.get(facts.vendor or "", "turn on the IOMMU in the firmware setup")
+        + "; in a virtual machine, give it a virtual IOMMU (qemu -device intel-iommu,intremap=on)",
+    )
+
+
+def _unserved(facts: Facts) -> Iterator[Finding]:
+    """Chosen functions that no IOMMU serves, while it serves others."""
+    for function in facts.devices:
+        number = function.recorded.iommu_group
+        path = f"/sys/bus/pci/devices/{function.bdf}/iommu_group"
+        name = facts.read(f"{GROUPS}/{number}/name")
+        if number is None:
+            yield Finding(
+                "iommu-group",
+                Severity.PROBLEM,
+                f"{function.bdf} has no IOMMU group",
+                (Evidence(path, "no such link"),),
+                "dmesg | grep -e DMAR -e AMD-Vi: is its unit or host bridge left out?",
+                function.bdf,
+            )
+        elif name.text == "vfio-noiommu":
+            yield Finding(
+                "iommu-group",
+                Severity.PROBLEM,
+                f"the group of {function.bdf} is a no-IOMMU group: the device reaches all memory",
+                (name.evidence,),
+                "echo 0 > /sys/module/vfio/parameters/"
+                "enable_unsafe_noiommu_mode, then bind it again",
+                function.bdf,
+            )
+
+
+def _mode(facts: Facts) -> Finding:
+    """The default domain of the groups: what host drivers get."""
+    chosen = {each.recorded.iommu_group for each in facts.devices}
+    numbers = [n for n in _groups(facts) if not chosen or int(n) in chosen]
+    readings = [facts.read(f"{GROUPS}/{number}/type") for number in numbers]
+    kinds = Counter(reading.text for reading in readings if reading.text)
+    if not kinds:
+        return Finding(
+            "iommu-mode",
+            Severity.UNKNOWN,
+            "the mode in which host drivers use the IOMMU is not recorded",
+            tuple(reading.evidence for reading in readings[:1]),
+            f"cat {GROUPS}/*/type",
+        )
+    listed = ", ".join(f"{kind} ({count} groups)" for kind, count in kinds.most_common())
+    evidence = (Evidence(f"{GROUPS}/*/type", listed), facts.command_line.evidence)
+    if kinds.get("identity"):
+        return Finding(
+            "iommu-mode",
+            Severity.NOTE,
+            "host drivers bypass the IOMMU (identity): faster, and the host is not protected "
+            "from its own devices; assigned devices are translated all the same",
+            evidence,
+            "to protect the host too, boot with iommu.passthrough=0",
+        )
+    if kinds.get("DMA-FQ"):
+        return Finding(
+            "iommu-mode",
+            Severity.NOTE,
+            "host drivers are translated with lazy invalidation (DMA-FQ): for a few milliseconds "
+            "a device still reaches memory that was unmapped; assigned devices are not concerned",
+            evidence,
+            "for strict invalidation boot with iommu.strict=1",
+        )
+    return Finding("iommu-mode", Severity.OK, f"host drivers are translated: {listed}", evidence)
+
+
+def _abilities(found: tuple[Unit, ...]) -> Iterator[Finding]:
+    for unit in found:
+        if unit.kind == "other":
+            continue
+        if unit.snoop_control is None and unit.address_bits is None:
+            yield Finding(
+                "iommu-unit",
+                Severity.UNKNOWN,
+                f"the registers of {unit.name} are not recorded",
+                unit.evidence,
+                f"cat /sys/class/iommu/{unit.name}/*-iommu/*",
+            )
+            continue
+        width = f"{unit.address_bits}-bit IOVAs, " if unit.address_bits else ""
+        yield Finding(
+            "iommu-unit", Severity.OK, f"{unit.name} has {width}{unit.abilities}", unit.evidence
+        )
+        if unit.snoop_control is False:
+            yield Finding(
+                "iommu-coherency",
+                Severity.WARNING,
+                f"{unit.name} cannot force DMA to be coherent (no snoop control): vfio-pci refuses "
+                "functions behind it, unless the whole domain is coherent anyway",
+                unit.evidence,
+                "use a slot behind another IOMMU; integrated graphics often has a unit of its own",
+            )
+        if unit.caching_mode:
+            yield Finding(
+                "iommu-emulated",
+                Severity.NOTE,
+                f"{unit.name} is emulated (caching mode): this host is a virtual machine, and "
+                "every mapping costs an exit to its hypervisor",
+                unit.evidence,
+            )
