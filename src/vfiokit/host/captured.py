@@ -62,6 +62,7 @@ SKIPPED_FOLDERS = frozenset(
 
 HOST_FILES = (
     "/proc/cmdline",
+    "/proc/cpuinfo",
     "/proc/driver/nvidia/gpus/*/information",
     "/proc/meminfo",
     "/proc/modules",
@@ -70,12 +71,14 @@ HOST_FILES = (
     "/proc/net/route",
     "/proc/self/mountinfo",
     "/proc/swaps",
+    "/proc/sys/kernel/modules_disabled",
     "/proc/sys/kernel/osrelease",
     "/proc/version",
     "/sys/bus/pci/drivers_autoprobe",
     "/sys/bus/pci/slots/*/address",
     "/sys/bus/pci/slots/*/cur_bus_speed",
     "/sys/bus/pci/slots/*/max_bus_speed",
+    "/sys/devices/platform/*-framebuffer.0/uevent",
     "/sys/devices/system/cpu/isolated",
     "/sys/devices/system/cpu/online",
     "/sys/devices/system/node/node*/cpulist",
@@ -83,9 +86,14 @@ HOST_FILES = (
     "/sys/devices/system/node/node*/hugepages/*/free_hugepages",
     "/sys/devices/system/node/node*/hugepages/*/nr_hugepages",
     "/sys/devices/system/node/online",
+    "/sys/firmware/acpi/tables/DMAR",
+    "/sys/firmware/acpi/tables/IORT",
+    "/sys/firmware/acpi/tables/IVRS",
+    "/sys/firmware/acpi/tables/VIOT",
     "/sys/kernel/iommu_groups/*/name",
     "/sys/kernel/iommu_groups/*/reserved_regions",
     "/sys/kernel/iommu_groups/*/type",
+    "/sys/kernel/irq/*/chip_name",
     "/sys/kernel/mm/hugepages/*/free_hugepages",
     "/sys/kernel/mm/hugepages/*/nr_hugepages",
     "/sys/kernel/security/lockdown",
@@ -115,8 +123,14 @@ HOST_LINKS = (
 )
 """Links besides those of devices."""
 
-NODES = ("/dev/iommu", "/dev/kvm", "/dev/vfio/*", "/dev/vfio/devices/*")
-"""Device nodes whose presence is noted, as empty files."""
+NODES = (
+    "/dev/iommu",
+    "/dev/kvm",
+    "/dev/vfio/*",
+    "/dev/vfio/devices/*",
+    "/sys/firmware/acpi/tables/*",
+)
+"""Device nodes, and tables for root only, whose presence is noted, as empty files."""
 
 VIRTUAL_FOLDERS = (
     "/sys/devices/virtual/block",
