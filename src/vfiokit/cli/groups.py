@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
+from vfiokit.cli.listing import add_options
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
+from vfiokit.cli.view import View
 
 if TYPE_CHECKING:
+    from vfiokit.cli.column import Value
     from vfiokit.isolation.compare import Comparison
     from vfiokit.isolation.group import Group, Grouping
     from vfiokit.pci.topology import Function, Topology
@@ -24,9 +28,13 @@ examples:
   vfiokit groups                        this machine
   vfiokit groups --host capture.tar.zst --why 05:00.0
   vfiokit groups --host demo --no-quirks   what a tool without the quirk tables would say
+  vfiokit groups --format '{group} {address} {why}'
 
 exit codes: 0 predicted and recorded groups agree (or none were recorded), 3 they differ
 """
+
+COLUMNS = ("group", "address", "class", "id", "driver", "recorded")
+"""Columns by default; ``why`` and those of every list can be chosen too."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-quirks", action="store_true", help="ignore the kernel's tables of known devices"
     )
+    add_options(parser, ",".join(COLUMNS))
 
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
@@ -44,7 +53,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from vfiokit.isolation.compare import compare
     from vfiokit.isolation.group import predict
 
-    topology = session.topology()
+    view = View(session)
+    topology = view.topology
     grouping = predict(topology, quirks=not arguments.no_quirks)
     comparison = compare(grouping, topology)
     output = Output(json=arguments.json)
@@ -53,16 +63,29 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         return exit_code.DONE
     if output.json:
         output.document("groups", session.host, _document(topology, grouping, comparison))
+    elif arguments.columns is not None or arguments.format is not None:
+        members = (topology[bdf] for group in grouping.groups for bdf in group.members)
+        facts = partial(_facts, grouping)
+        output.functions(view, members, COLUMNS, arguments, facts)
     else:
         _print_groups(output, topology, grouping, comparison)
     return exit_code.DONE if comparison.agree == comparison.total else exit_code.NO
+
+
+def _facts(grouping: Grouping, function: Function) -> dict[str, Value]:
+    """What ``groups`` means by its own columns: here a group is the predicted one."""
+    return {
+        "group": grouping.of(function.bdf).id,
+        "recorded": function.recorded.iommu_group,
+        "why": grouping.why(function.bdf).text(),
+    }
 
 
 def _print_groups(
     output: Output, topology: Topology, grouping: Grouping, comparison: Comparison
 ) -> None:
     rows = (_row(group, topology[bdf]) for group in grouping.groups for bdf in group.members)
-    output.table(("GROUP", "ADDRESS", "CLASS", "ID", "DRIVER", "RECORDED"), rows)
+    output.table([name.upper() for name in COLUMNS], rows)
     leaks = grouping.leaks(topology)
     for leak in leaks:
         output.line(f"note: {leak.text()}")

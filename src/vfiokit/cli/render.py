@@ -6,6 +6,7 @@ truncated. ``NO_COLOR``, ``FORCE_COLOR`` and ``TERM=dumb`` are honoured.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,11 +14,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import argparse
+
     from rich.console import Console
     from rich.progress import TaskID
 
-_CUT = {"KIND": 2, "DEVICE": 5}
+    from vfiokit.cli.column import Value
+    from vfiokit.cli.view import View
+    from vfiokit.pci.capability.text import Style
+    from vfiokit.pci.topology import Function
+
+_CUT = {"KIND": 2, "DEVICE": 5, "NAME": 5, "PATH": 2}
 """Columns of words and their shares of the width that the others leave."""
+_LINES_AT_ONCE = 4096
 
 
 def wants_colour(stream_is_terminal: bool) -> bool:
@@ -36,6 +45,9 @@ class Output:
         self.json = json
         self._console: Console | None = None
         self._errors: Console | None = None
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            # What a terminal without UTF-8 cannot show is written as \\xNN.
+            sys.stdout.reconfigure(errors="backslashreplace")
 
     @property
     def terminal(self) -> bool:
@@ -66,6 +78,58 @@ class Output:
     def line(self, text: str = "") -> None:
         """One line of plain text."""
         sys.stdout.write(text + "\n")
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Lines of plain text, written in large pieces."""
+        waiting: list[str] = []
+        for line in lines:
+            waiting.append(line)
+            if len(waiting) >= _LINES_AT_ONCE:
+                sys.stdout.write("\n".join(waiting) + "\n")
+                waiting.clear()
+        if waiting:
+            sys.stdout.write("\n".join(waiting) + "\n")
+
+    def cut(self, lines: Iterable[str]) -> Iterator[str]:
+        """Lines cut to the terminal's width; whole where nobody watches."""
+        from shutil import get_terminal_size
+
+        width = get_terminal_size().columns if self.terminal else 0
+        for line in lines:
+            yield f"{line[: width - 1]}…" if 0 < width < len(line) else line
+
+    def style(self, *, full: bool) -> Style:
+        """How registers are written here: with marks on a terminal only."""
+        from vfiokit.pci.capability.text import Style
+
+        if not wants_colour(self.terminal):
+            return Style(full)
+        return Style(full, ("\x1b[1m", "\x1b[0m"), ("\x1b[2m", "\x1b[0m"))
+
+    def functions(
+        self,
+        view: View,
+        functions: Iterable[Function],
+        default: Sequence[str],
+        arguments: argparse.Namespace,
+        more: Callable[[Function], Mapping[str, Value]] | None = None,
+    ) -> None:
+        """A list of functions as ``--columns`` and ``--format`` of ``arguments`` ask.
+
+        ``more`` gives facts that the command knows besides the columns, and that go before them.
+        """
+        from vfiokit.cli.column import COLUMNS, Record, chosen, shown
+        from vfiokit.cli.listing import print_records
+
+        found = list(functions)
+        known = dict.fromkeys([*(more(found[0]) if more and found else ()), *COLUMNS])
+        columns = chosen(arguments.columns, known) if arguments.columns is not None else default
+        records = (Record(view, item, more(item) if more else None) for item in found)
+        if arguments.format is not None:
+            print_records(arguments.format, records, columns, sys.stdout.write)
+            return
+        rows = (tuple(shown(record[name]) for name in columns) for record in records)
+        self.table([name.upper() for name in columns], rows)
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table: drawn on a terminal, aligned columns with two blanks between when piped."""

@@ -221,6 +221,11 @@ TYPE2 = (
 _BY_TYPE = {0: TYPE0, 1: TYPE1, 2: TYPE2}
 
 
+def described(kind: int) -> tuple[Register, ...]:
+    """The registers of headers of type ``kind``; of an unknown one the common part."""
+    return (*COMMON, *_BY_TYPE.get(kind, ()))
+
+
 def registers(config: ConfigSpace) -> tuple[Register, ...]:
     """The header registers that exist here and were captured.
 
@@ -229,7 +234,7 @@ def registers(config: ConfigSpace) -> tuple[Register, ...]:
     kind = config.u8(0x0E) & 0x7F if config.has(0x0E, 1) else 0
     return tuple(
         register
-        for register in (*COMMON, *_BY_TYPE.get(kind, ()))
+        for register in described(kind)
         if config.has(register.offset, register.width)
     )
 
