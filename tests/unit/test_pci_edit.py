@@ -16,7 +16,15 @@ from vfiokit.errors import ConfigRangeError, DeviceNotFoundError
 from vfiokit.host.source import open_host
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.capability.express import PortType
-from vfiokit.pci.edit import EditError, card, moved, with_acs_control, with_register, without
+from vfiokit.pci.edit import (
+    EditError,
+    card,
+    moved,
+    with_acs_capability,
+    with_acs_control,
+    with_register,
+    without,
+)
 from vfiokit.pci.topology import Topology
 
 
@@ -68,6 +76,32 @@ def test_acs_cannot_be_set_where_there_is_none() -> None:
         with_acs_control(topology, {bdf("02:00.0"): Acs(0x1D)})
     with pytest.raises(DeviceNotFoundError):
         with_acs_control(topology, {bdf("77:00.0"): Acs(0x1D)})
+
+
+def test_a_function_can_be_given_an_acs_capability(demo) -> None:
+    for function in demo:
+        if function.express is None or function.acs is not None or len(function.config) < 0x1000:
+            continue
+        if function.is_virtual:
+            continue
+        edited = with_acs_capability(demo, {function.bdf: Acs(0x1D)})[function.bdf]
+        assert (edited.acs_capability, edited.acs_control) == (Acs(0x1D), Acs(0x1D))
+        before = [(each.id, each.offset) for each in function.capabilities]
+        after = [(each.id, each.offset) for each in edited.capabilities if each.id != 0x0D]
+        assert after == [each for each in before if each[0] != 0x0D]
+        assert not edited.capabilities.findings or function.capabilities.findings
+
+
+def test_acs_cannot_be_given_twice_nor_to_conventional_functions() -> None:
+    builder = machine(acs_a=OFF)
+    builder.add("00:1f.0")
+    topology = builder.topology()
+    with pytest.raises(EditError, match="already"):
+        with_acs_capability(topology, {bdf("02:00.0"): Acs(0x1D)})
+    with pytest.raises(EditError, match="no extended configuration space"):
+        with_acs_capability(topology, {bdf("00:1f.0"): Acs(0x1D)})
+    edited = with_acs_capability(topology, {bdf("02:01.0"): Acs(0x1D)})
+    assert edited[bdf("02:01.0")].acs_control == Acs(0x1D)
 
 
 def test_a_register_outside_the_capture_cannot_be_set() -> None:

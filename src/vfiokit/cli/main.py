@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "show": "list PCI functions, or everything about some of them",
     "tree": "draw the PCI tree with drivers and groups",
     "groups": "predict IOMMU groups, say why, compare with the kernel's",
+    "explain": "why a device is in its group, and what would split it",
     "plan": "what assigning a device would change, cost and risk",
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",

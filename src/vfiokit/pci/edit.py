@@ -20,7 +20,12 @@ from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.config import ConfigSpace
 from vfiokit.pci.topology import Function, Recorded, Resource, Topology
 
+ACS_CAPABILITY_ID = 0x0D
+"""Extended capability id of Access Control Services."""
+
 _ACS_BITS = 0x7F
+_EXTENDED_START = 0x100
+_PLACES = range(0xFF8, _EXTENDED_START, -8)
 _PRIMARY_BUS = 0x18
 _IORESOURCE_UNSET = 0x20000000
 _SLOT_PORTS = (PortType.ROOT_PORT, PortType.DOWNSTREAM)
@@ -69,6 +74,47 @@ def with_acs_control(topology: Topology, controls: Mapping[Bdf, Acs]) -> Topolog
         config = _with_bytes(function.config, offset, ACS_CONTROL.width, value)
         changed[bdf] = _with_config(function, config)
     return _rebuilt(topology, changed)
+
+
+def with_acs_capability(topology: Topology, offers: Mapping[Bdf, Acs]) -> Topology:
+    """``topology`` where some functions have an ACS capability that offers and enables these bits.
+
+    It is put where their extended configuration space is free. :class:`EditError` for a
+    function that has one, or whose extended space is full or not known.
+    """
+    changed = {
+        bdf: _with_config(topology[bdf], _offering(topology[bdf], bits))
+        for bdf, bits in offers.items()
+    }
+    return _rebuilt(topology, changed)
+
+
+def _offering(function: Function, bits: Acs) -> ConfigSpace:
+    config = function.config
+    if function.acs is not None:
+        raise EditError(f"{function.bdf} has an ACS capability already")
+    if function.express is None or not config.has(0, 0x1000):
+        raise EditError(f"{function.bdf} has no extended configuration space that is known")
+    present = [each for each in function.capabilities if each.extended]
+    offset = _EXTENDED_START
+    if present or config.u32(_EXTENDED_START):
+        used = {each.offset + index for each in present for index in range(max(each.size, 8))}
+        used.update(range(_EXTENDED_START, _EXTENDED_START + 4))
+        offset = next((place for place in _PLACES if _is_free(config, place, used)), 0)
+    if not offset:
+        raise EditError(f"the extended configuration space of {function.bdf} is full")
+    value = ACS_CAPABILITY_ID | 1 << 16 | int(bits) << 32 | int(bits) << 48
+    if offset != _EXTENDED_START:
+        # Right after the first entry of the list, whatever that is.
+        header = config.u32(_EXTENDED_START)
+        value |= header >> 20 << 20
+        header = header & 0xFFFFF | offset << 20
+        config = _with_bytes(config, _EXTENDED_START, 4, header)
+    return _with_bytes(config, offset, 8, value)
+
+
+def _is_free(config: ConfigSpace, offset: int, used: set[int]) -> bool:
+    return not config.read(offset, 8) and used.isdisjoint(range(offset, offset + 8))
 
 
 def without(topology: Topology, bdfs: Iterable[Bdf]) -> Topology:
