@@ -44,7 +44,6 @@ class Chains:
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self._chains: dict[Bdf, Chain] = {}
-        self._above: dict[tuple[int, int], Chain] = {}
         self._redirects: dict[Bdf, Redirect] = {}
 
     def of(self, bdf: Bdf) -> Chain:
@@ -52,8 +51,14 @@ class Chains:
         known = self._chains.get(bdf)
         if known is None:
             function = self.topology[bdf]
-            above = self._above_bus(self._home(function))
-            known = self._chains[bdf] = Chain((bdf, *above.nodes), above.root)
+            # A bridge's own bus comes before the one below it, so this ends.
+            bridge = self.topology.upstream_bridge(function)
+            if bridge is None:
+                known = Chain((bdf,), self.topology.host_bridge_of(function))
+            else:
+                above = self.of(bridge.bdf)
+                known = Chain((bdf, *above.nodes), above.root)
+            self._chains[bdf] = known
         return known
 
     def redirect(self, bdf: Bdf) -> Redirect:
@@ -61,26 +66,6 @@ class Chains:
         known = self._redirects.get(bdf)
         if known is None:
             known = self._redirects[bdf] = redirect(self.topology[bdf])
-        return known
-
-    def _home(self, function: Function) -> tuple[int, int]:
-        """The bus that is walked up from: the PF's for a VF."""
-        physical = self.topology.functions.get(function.physfn) if function.physfn else None
-        bdf = function.bdf if physical is None else physical.bdf
-        return bdf.domain, bdf.bus
-
-    def _above_bus(self, key: tuple[int, int]) -> Chain:
-        """Bridges from the one that owns the bus ``key`` up. A bridge's own bus comes before it,
-        so the walk ends.
-        """
-        known = self._above.get(key)
-        if known is None:
-            bus = self.topology.buses[key]
-            if bus.bridge is None:
-                known = Chain((), HostBridge(*key))
-            else:
-                known = self.of(bus.bridge.bdf)
-            self._above[key] = known
         return known
 
 

@@ -35,6 +35,10 @@ ANYWHERE = frozenset(
 ANY_DEVICE = frozenset({GOOGLE})
 """Vendors whose host bridges are all trusted."""
 
+_NO_ID = 0xFFFF
+_HEADER = 0x40
+"""Bytes that everyone may read; capabilities lie behind them."""
+
 _ZEN_ROOTS = frozenset(
     {0x1450, 0x15D0, 0x1480, 0x1630, 0x14A4, 0x14B5, 0x14D8, 0x14E8, 0x153A, 0x1507, 0x1122}
 )
@@ -46,6 +50,8 @@ class Standing(Enum):
 
     ABSENT = "absent"
     """There is no function to look up."""
+    UNSEEN = "unseen"
+    """The function is not in the description, or its bytes do not tell what it is."""
     UNLISTED = "unlisted"
     SAME_ONLY = "same-only"
     LISTED = "listed"
@@ -99,20 +105,28 @@ def host_bridge_function(topology: Topology, bridge: HostBridge) -> Function | N
     The kernel takes the first of its list, which is the lowest address unless functions were
     removed and found again.
     """
-    bus = topology.buses.get((bridge.domain, bridge.bus))
-    first = next(
-        (each for each in (bus.functions if bus is not None else ()) if not each.is_virtual), None
-    )
+    first = _first(topology, bridge)
     if first is None:
         return None
     return first if first.bdf.devfn == 0 or first.port_type is PortType.ROOT_PORT else None
 
 
+def _first(topology: Topology, bridge: HostBridge) -> Function | None:
+    bus = topology.buses.get((bridge.domain, bridge.bus))
+    functions = bus.functions if bus is not None else ()
+    # Virtual functions come to the kernel's list last.
+    return next((each for each in functions if not each.is_virtual), None)
+
+
 def standing(topology: Topology, bridge: HostBridge) -> Standing:
     """What the kernel's list says of a host bridge."""
+    first = _first(topology, bridge)
+    if first is None or not first.config.has(0x00, 4) or first.identity.vendor_id == _NO_ID:
+        return Standing.UNSEEN
     function = host_bridge_function(topology, bridge)
     if function is None:
-        return Standing.ABSENT
+        cut = first.express is None and not first.config.has(_HEADER, 4)
+        return Standing.UNSEEN if cut else Standing.ABSENT
     ids = (function.identity.vendor_id, function.identity.device_id)
     if ids in SAME_HOST_BRIDGE_ONLY:
         return Standing.SAME_ONLY
@@ -136,12 +150,12 @@ def approve(
             "trusts every host bridge",
         )
     listed = _listed(topology, provider, client)
-    if cpu is None and listed.map_type is MapType.NOT_SUPPORTED:
+    if cpu is None and listed.map_type is not MapType.THRU_HOST_BRIDGE:
         return Approval(
             MapType.UNKNOWN,
             Rule.UNKNOWN,
             f"{listed.reason}; on AMD Zen the kernel would trust it all the same",
-            unknown=("the processor (no /proc/cpuinfo)",),
+            unknown=("the processor (no /proc/cpuinfo)", *listed.unknown),
         )
     return listed
 
@@ -150,14 +164,25 @@ def _listed(topology: Topology, provider: HostBridge, client: HostBridge) -> App
     """``host_bridge_whitelist``."""
     same = provider == client
     reasons: list[str] = []
+    unseen: list[HostBridge] = []
     for bridge in (provider,) if same else (provider, client):
         held = standing(topology, bridge)
         if held is Standing.LISTED:
             reasons.append(_name(topology, bridge))
         elif held is Standing.SAME_ONLY and same:
             reasons.append(f"{_name(topology, bridge)}, for peers below the same host bridge")
+        elif held is Standing.UNSEEN:
+            unseen.append(bridge)
         else:
             return _refused(topology, bridge, held)
+    if unseen:
+        names = " and ".join(map(str, unseen))
+        return Approval(
+            MapType.UNKNOWN,
+            Rule.UNKNOWN,
+            f"what the host bridge of {names} is, is not in this description",
+            unknown=tuple(f"the host bridge of {bridge}" for bridge in unseen),
+        )
     return Approval(
         MapType.THRU_HOST_BRIDGE,
         Rule.WHITELIST,
