@@ -18,6 +18,8 @@ COMMANDS: dict[str, str] = {
     "tree": "draw the PCI tree with drivers and groups",
     "groups": "predict IOMMU groups, say why, compare with the kernel's",
     "explain": "why a device is in its group, and what would split it",
+    "bandwidth": "predict how fast DMA between devices goes, and what limits it",
+    "report": "write the host as one HTML page, or its topology as SVG or DOT",
     "plan": "what assigning a device would change, cost and risk",
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 class Demand(NamedTuple):
     """What one flow asks for."""
 
-    costs: Mapping[Hashable, Any]
+    costs: Mapping[Any, Any]
     """Units of each resource that one unit of the flow's rate takes; positive."""
     bound: Any = None
     """The most that the flow takes by itself; ``None``: as much as there is."""
@@ -32,7 +32,7 @@ class Share(NamedTuple):
     """The resource that is full; ``None`` when the flow's own bound limits it, or nothing."""
 
 
-def max_min(capacities: Mapping[Hashable, Any], demands: Sequence[Demand]) -> list[Share]:
+def max_min(capacities: Mapping[Any, Any], demands: Sequence[Demand]) -> list[Share]:
     """The max-min fair rates; ``KeyError`` for a cost on a resource without a capacity."""
     users: dict[Hashable, list[int]] = {}
     for index, demand in enumerate(demands):

@@ -1,0 +1,326 @@
+"""``vfiokit bandwidth``: how fast DMA between devices goes, what limits it, what would lift it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from vfiokit.cli import exit as exit_code
+from vfiokit.cli.render import Output
+from vfiokit.cli.session import Session
+from vfiokit.errors import UsageError
+
+if TYPE_CHECKING:
+    from vfiokit.p2p.bandwidth import Changes, Lift, Parameters, Prediction, Rate
+    from vfiokit.p2p.bandwidth.route import Way
+    from vfiokit.pci.address import Bdf
+    from vfiokit.pci.topology import Topology
+
+DESCRIPTION = """\
+Predict the bandwidth of DMA between devices and to memory when all the flows run at
+once: from links, packet sizes and the way that ACS makes packets take, each link and
+direction shared max-min fairly. It says what limits each flow, and computes again what
+would lift it.
+
+  'A > B'     A writes to B           'A < B'     A reads from B
+  'A <> B'    both at once            'A > memory', 'A > memory:1' (a NUMA node)
+  'A > B @100'  at most 100 Gb/s      'A > B x4'  four such flows
+
+A and B are addresses, ids or kinds, as for the other commands. Where both sides name
+several functions, each on the left goes with the nearest on the right. Quote flows:
+the shell has a meaning of its own for > and <.
+"""
+EPILOG = """\
+examples:
+  vfiokit bandwidth 'nvme > memory'
+  vfiokit bandwidth 'nic <> gpu' --host capture.tar.zst --redirect off
+  vfiokit bandwidth 'nic <> gpu @392' --topology 'rp(sw acs(nvme:gpu0, nvme:nic0))'
+  vfiokit bandwidth --parameters
+
+exit codes: 0 predicted, 3 a flow does not get through at all
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare arguments."""
+    parser.add_argument("flows", nargs="*", metavar="FLOW", help="as above, in quotes")
+    parser.add_argument(
+        "--topology",
+        metavar="TEXT|FILE",
+        help="a described machine instead of --host ('vfiokit lab run --help' has the grammar)",
+    )
+    parser.add_argument(
+        "--redirect",
+        choices=("on", "off"),
+        help="as if ACS redirect were on, or off, at every switch port",
+    )
+    parser.add_argument("--ats", choices=("on", "off"), help="as if devices did, or did not, ATS")
+    parser.add_argument(
+        "--links",
+        choices=("captured", "best"),
+        default="captured",
+        help="links as they were trained, or at the best that both ends can",
+    )
+    parser.add_argument(
+        "--all-pairs", action="store_true", help="each on the left with each on the right"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter"
+    )
+    parser.add_argument("--params", metavar="FILE", help="parameters from a TOML file")
+    parser.add_argument(
+        "--parameters", action="store_true", help="list the parameters and their sources"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="ways, other limits, and every link's load"
+    )
+
+
+def run(arguments: argparse.Namespace, session: Session) -> int:
+    """Predict and print."""
+    from vfiokit.p2p.bandwidth import Parameters, parse_settings, read_parameters
+
+    given = read_parameters(arguments.params) if arguments.params else {}
+    parameters = Parameters({**given, **parse_settings(arguments.set)})
+    output = Output(json=arguments.json)
+    if arguments.parameters:
+        _print_parameters(output, parameters)
+        return exit_code.DONE
+    if not arguments.flows:
+        raise UsageError("no flow", hint="for example: vfiokit bandwidth 'nvme > memory'")
+    return _predict(arguments, session, parameters, output)
+
+
+def _predict(
+    arguments: argparse.Namespace, session: Session, parameters: Parameters, output: Output
+) -> int:
+    from vfiokit.p2p.bandwidth import Changes, lifts, parse_flows, predict
+
+    topology, names = _machine(arguments, session)
+    flows = parse_flows(topology, arguments.flows, names=names, all_pairs=arguments.all_pairs)
+    changes = Changes(
+        redirect=_switch(arguments.redirect),
+        ats=_switch(arguments.ats),
+        best_links=arguments.links == "best",
+    )
+    prediction = predict(topology, flows, parameters, changes)
+    remedies = lifts(topology, flows, prediction, parameters, changes)
+    if output.json:
+        host = session.host if arguments.topology is None else "topology"
+        output.document("bandwidth", host, _document(prediction, remedies, parameters, changes))
+    else:
+        _print(output, prediction, remedies, verbose=arguments.verbose)
+    blocked = any(rate.limit == "blocked" for rate in prediction.rates)
+    return exit_code.NO if blocked else exit_code.DONE
+
+
+def _machine(
+    arguments: argparse.Namespace, session: Session
+) -> tuple[Topology, dict[str, Bdf] | None]:
+    if arguments.topology is None:
+        return session.topology(), None
+    import os
+
+    from vfiokit.p2p.bandwidth import sketch
+
+    text = arguments.topology
+    if os.path.isfile(text):
+        with open(text, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    drawn = sketch(text)
+    return drawn.topology, drawn.names
+
+
+def _switch(choice: str | None) -> bool | None:
+    return None if choice is None else choice == "on"
+
+
+# -- text -----------------------------------------------------------------------------------------
+
+
+def _print(
+    output: Output, prediction: Prediction, remedies: tuple[Lift, ...], *, verbose: bool
+) -> None:
+    rows = [
+        (str(rate.flow), _gbps(rate.gbps), _gigabytes(rate.gbps), rate.text)
+        for rate in prediction.rates
+    ]
+    if len(rows) > 1:
+        total = prediction.total
+        rows.append((f"all {len(rows)} flows", _gbps(total), _gigabytes(total), ""))
+    output.table(("FLOW", "Gb/s", "GB/s", "LIMITED BY"), rows)
+    for text in _redirects(prediction):
+        output.line(text)
+    if verbose:
+        _print_details(output, prediction)
+    if remedies:
+        output.heading("what would lift it:")
+        for lift in remedies:
+            output.line(f"  {_gbps(lift.prediction.total)} Gb/s in all, {_gain(lift)}: {lift.text}")
+    if prediction.assumptions:
+        output.heading("assumed:")
+        for text in prediction.assumptions:
+            output.line(f"  {text}")
+
+
+def _redirects(prediction: Prediction) -> list[str]:
+    ports = sorted({port for rate in prediction.rates for port in rate.redirecting})
+    if not ports:
+        return []
+    count = sum(1 for rate in prediction.rates if rate.redirecting)
+    listed = ", ".join(map(str, ports[:8])) + (f" and {len(ports) - 8} more" if ports[8:] else "")
+    what = f"{count} flow{'s' if count != 1 else ''}"
+    return [
+        f"ACS redirect at {listed} sends {what} up to the root complex and down again: "
+        "links above are used twice"
+    ]
+
+
+def _print_details(output: Output, prediction: Prediction) -> None:
+    for rate in dict.fromkeys(prediction.rates):
+        output.heading(f"{rate.flow}")
+        output.line(f"  way        {_way_text(rate.request)}")
+        if rate.answer is not None:
+            output.line(f"  data come  {_way_text(rate.answer)}")
+        output.line(f"  round trip {rate.rtt_ns:.0f} ns")
+        for limit in rate.limits:
+            output.line(f"  alone      {_gbps(limit.gbps)} Gb/s by {limit.text}")
+    output.heading("shared:")
+    output.table(
+        ("WHERE", "LINK", "Gb/s", "USED", "FLOWS"),
+        (
+            (
+                load.resource.text(),
+                f"{load.link.speed:g} GT/s x{load.link.width}" if load.link else "-",
+                _gbps(load.capacity),
+                f"{load.used / load.capacity:.0%}",
+                str(len(load.flows)),
+            )
+            for load in prediction.loads
+        ),
+    )
+
+
+def _way_text(way: Way) -> str:
+    if way.blocked:
+        return f"blocked: {way.blocked}"
+    steps = [f"{step.direction.value} {_place(step.place)}" for step in way.steps]
+    return ", ".join(steps) or "inside the device"
+
+
+def _place(place: object) -> str:
+    return str(getattr(place, "port", place))
+
+
+def _gbps(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "-"
+
+
+def _gigabytes(value: float) -> str:
+    return f"{value / 8:.2f}" if math.isfinite(value) else "-"
+
+
+def _gain(lift: Lift) -> str:
+    return f"{lift.gain:.2f} times" if math.isfinite(lift.gain) else "from nothing"
+
+
+def _print_parameters(output: Output, parameters: Parameters) -> None:
+    rows = [
+        {
+            "name": parameter.name,
+            "value": value,
+            "default": parameter.default,
+            "unit": parameter.unit,
+            "meaning": parameter.meaning,
+            "source": parameter.source,
+        }
+        for parameter, value in parameters.items()
+    ]
+    if output.json:
+        output.document("bandwidth-parameters", "", {"parameters": rows})
+        return
+    for row in rows:
+        output.heading(f"{row['name']} = {row['value']:g} {row['unit']}")
+        output.line(f"  {row['meaning']}")
+        output.line(f"  source: {row['source']}")
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+
+def _document(
+    prediction: Prediction,
+    remedies: tuple[Lift, ...],
+    parameters: Parameters,
+    changes: Changes,
+) -> dict[str, object]:
+    return {
+        "flows": [_flow_document(rate) for rate in prediction.rates],
+        "total_gbps": _number(prediction.total),
+        "loads": [
+            {
+                "resource": load.resource.text(),
+                "kind": load.resource.kind,
+                "name": load.resource.name,
+                "direction": load.resource.direction.value,
+                "speed_gts": load.link.speed if load.link else None,
+                "width": load.link.width if load.link else None,
+                "capacity_gbps": load.capacity,
+                "used_gbps": load.used,
+                "flows": list(load.flows),
+            }
+            for load in prediction.loads
+        ],
+        "lifts": [
+            {
+                "kind": lift.kind,
+                "text": lift.text,
+                "total_gbps": lift.prediction.total,
+                "gain": _number(lift.gain),
+                "gbps": [_number(rate.gbps) for rate in lift.prediction.rates],
+            }
+            for lift in remedies
+        ],
+        "what_if": {
+            "redirect": changes.redirect,
+            "ats": changes.ats,
+            "best_links": changes.best_links,
+        },
+        "assumptions": list(prediction.assumptions),
+        "parameters": {parameter.name: value for parameter, value in parameters.items()},
+    }
+
+
+def _flow_document(rate: Rate) -> dict[str, object]:
+    return {
+        "source": str(rate.flow.source),
+        "destination": str(rate.flow.destination),
+        "kind": rate.flow.kind.value,
+        "demand_gbps": rate.flow.demand,
+        "gbps": _number(rate.gbps),
+        "limited_by": rate.limit,
+        "bottleneck": rate.bottleneck.text() if rate.bottleneck else None,
+        "why": rate.text,
+        "redirecting": [str(port) for port in rate.redirecting],
+        "rtt_ns": rate.rtt_ns,
+        "request": _way_document(rate.request),
+        "answer": _way_document(rate.answer) if rate.answer is not None else None,
+        "limits": [limit._asdict() for limit in rate.limits],
+    }
+
+
+def _way_document(way: Way) -> dict[str, object]:
+    return {
+        "steps": [
+            {"place": _place(step.place), "direction": step.direction.value} for step in way.steps
+        ],
+        "root_complex": str(way.root_complex) if way.root_complex is not None else None,
+        "sockets": list(way.sockets) if way.sockets is not None else None,
+        "blocked": way.blocked or None,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
