@@ -89,8 +89,9 @@ def lines(explanation: Explanation) -> Iterator[str]:
     for why in explanation.whys:
         yield f"  because   {why.text()}"
     yield from _facts(explanation.facts)
+    told: dict[str, int] = {}
     for number, remedy in enumerate(_real(explanation), 1):
-        yield from _remedy(number, remedy)
+        yield from _remedy(number, remedy, told)
     if explanation.remedies.inseparable:
         together = ", ".join(map(str, explanation.remedies.inseparable))
         said = any(explanation.remedies.reason in why.text() for why in explanation.whys)
@@ -140,12 +141,18 @@ def _real(explanation: Explanation) -> list[Remedy]:
     return [remedy for remedy in explanation.remedies.remedies if remedy.isolates]
 
 
-def _remedy(number: int, remedy: Remedy) -> Iterator[str]:
+def _remedy(number: int, remedy: Remedy, told: dict[str, int]) -> Iterator[str]:
+    """``told``: the costs said already, and with which remedy."""
     left = len(remedy.members) - 1
     then = f"leaves {left} other{'s' if left > 1 else ''}" if left else "then alone"
     yield f"  remedy {number}  {remedy.text} ({then})"
     yield from (f"              {command}" for command in remedy.commands)
-    yield from (f"            costs: {cost}" for cost in remedy.costs)
+    same = sorted({told[cost] for cost in remedy.costs if cost in told})
+    if same:
+        yield f"            costs what remedy {' and '.join(map(str, same))} costs"
+    for cost in remedy.costs:
+        if told.setdefault(cost, number) == number:
+            yield f"            costs: {cost}"
 
 
 def _whole(explanation: Explanation) -> Iterator[str]:

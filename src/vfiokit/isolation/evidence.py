@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vfiokit.isolation.acs import REQUIRED, AcsReason, AcsWhy, bit_names, role
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.acs import CAPABILITY, CONTROL, Acs
+from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.topology import Function, Topology
 
 _HEADER_TYPE = 0x0E
@@ -50,7 +51,9 @@ def evidence(topology: Topology, why: AcsWhy) -> tuple[Fact, ...]:
     if why.reason is AcsReason.CONTROL:
         return tuple(_acs(function))
     if why.reason is AcsReason.NO_CAPABILITY:
-        return (*_multifunction(topology, function), *_extended_list(function))
+        is_port = function.port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM)
+        several = () if is_port else tuple(_multifunction(topology, function))
+        return (*several, *_extended_list(function))
     if why.reason is AcsReason.CONVENTIONAL:
         return (*_multifunction(topology, function), *_standard_list(function))
     if why.reason is AcsReason.SINGLE_FUNCTION:

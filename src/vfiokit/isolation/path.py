@@ -15,6 +15,7 @@ from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.topology import Function, Topology
 
 if TYPE_CHECKING:
+    from vfiokit.isolation.group import Grouping
     from vfiokit.isolation.what_if import Change
 
 _NAMED = 4
@@ -47,6 +48,37 @@ def peers_lost(topology: Topology, changes: Iterable[Change]) -> tuple[str, ...]
     return tuple(text for change in changes for text in _lost_at(topology, change))
 
 
+def open_ways(
+    topology: Topology, grouping: Grouping, bdf: Bdf
+) -> tuple[tuple[str, tuple[Bdf, ...]], ...]:
+    """Ways past the IOMMU between ``bdf`` and functions of other groups, through its switch.
+
+    For each a sentence with a full stop, and the functions on the other side.
+    """
+    own = grouping.of(bdf).id
+    found = []
+    for leak in grouping.leaks(topology):
+        if own not in (*leak.groups, *leak.peer_groups):
+            continue
+        source, target = (leak.port, leak.peer)
+        outward = own in leak.groups
+        far = target if outward else source
+        others = tuple(endpoints_below(topology, topology[far]))
+        both = " and be reached by" if leak.mutual else ""
+        verb = f"can still reach{both}" if outward else "can still be reached by"
+        if leak.mutual and not outward:
+            verb = "can still reach and be reached by"
+        where = source if not leak.mutual else f"{source} and {target}"
+        found.append(
+            (
+                f"{bdf} {verb} {_listed(list(others))} inside the switch {leak.switch}, until "
+                f"Request Redirect is enabled at {where}.",
+                others,
+            )
+        )
+    return tuple(found)
+
+
 def _lost_at(topology: Topology, change: Change) -> Iterator[str]:
     if not change.bits & Acs.REQUEST_REDIRECT:
         return
@@ -57,14 +89,14 @@ def _lost_at(topology: Topology, change: Change) -> Iterator[str]:
             "complex and through the IOMMU."
         )
         return
-    inside = _endpoints(topology, function)
+    inside = endpoints_below(topology, function)
     switch = topology.upstream_bridge(function)
     bus = topology.bus_of(function)
     beside: list[Bdf] = []
     if switch is not None and switch.port_type is PortType.UPSTREAM:
         for port in bus.functions:
             if port is not function:
-                beside += _endpoints(topology, port)
+                beside += endpoints_below(topology, port)
     if inside and beside:
         assert switch is not None
         yield (
@@ -74,13 +106,13 @@ def _lost_at(topology: Topology, change: Change) -> Iterator[str]:
         )
 
 
-def _endpoints(topology: Topology, port: Function) -> list[Bdf]:
+def endpoints_below(topology: Topology, port: Function) -> list[Bdf]:
     """Physical functions below ``port`` that are no bridges."""
     bus = topology.secondary(port)
     found: list[Bdf] = []
     for function in bus.functions if bus is not None else ():
         if function.is_bridge:
-            found += _endpoints(topology, function)
+            found += endpoints_below(topology, function)
         elif not function.is_virtual:
             found.append(function.bdf)
     return found

@@ -13,7 +13,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from vfiokit.isolation.acs import enabled
-from vfiokit.isolation.path import between, peers_lost
+from vfiokit.isolation.group import predict
+from vfiokit.isolation.path import between, open_ways, peers_lost
 from vfiokit.isolation.place import Place, places
 from vfiokit.isolation.platform import Platform
 from vfiokit.isolation.what_if import (
@@ -127,7 +128,7 @@ def remedies(
         listed += _by_control(part, bdf, found, platform, recorded is not None)
     listed += _by_newer_kernel(part, bdf, now, recorded, platform)
     if any(change.new_capability for change in equipped.changes):
-        listed.append(_by_firmware(part, equipped))
+        listed.append(_by_firmware(part, bdf, equipped, base))
     listed += _by_slot(topology, bdf, start, base)
     listed += _by_override(part, bdf, start, base)
     return _judged(tuple(listed), bdf, equipped, base)
@@ -135,8 +136,6 @@ def remedies(
 
 def _judged(listed: tuple[Remedy, ...], bdf: Bdf, equipped: Found, platform: Platform) -> Remedies:
     """With what stays together whatever is enabled."""
-    from vfiokit.isolation.group import predict
-
     left = tuple(member for member in equipped.members if member != bdf)
     reason = ""
     if left:
@@ -180,7 +179,8 @@ def setpci(changes: Iterable[Change]) -> tuple[str, ...]:
 def _by_control(
     topology: Topology, bdf: Bdf, found: Found, platform: Platform, grouped: bool
 ) -> Iterator[Remedy]:
-    costs = peers_lost(topology, found.changes)
+    lost = peers_lost(topology, found.changes)
+    costs = (*lost, *_still_open(found.topology, bdf, platform))
     ports = " and ".join(str(change.bdf) for change in found.changes)
     asked = platform._replace(program_acs=True, acs_requested=True)
     by_kernel = members(topology, bdf, platform=asked)
@@ -192,10 +192,12 @@ def _by_control(
             )
         else:
             text = (
-                "Start Linux with its IOMMU on (intel_iommu=on; AMD's is on unless switched off)"
-                f": it then enables ACS at {ports}, and at every other port that has it."
+                "No groups are recorded here: the IOMMU may have been off. Linux started with it "
+                "on (intel_iommu=on; AMD's is on unless switched off) enables ACS by itself at "
+                f"{ports}, and at every other port that has it."
             )
-        yield Remedy(Kind.KERNEL, by_kernel, text, (), costs, found.changes)
+        left_open = _still_open(topology, bdf, asked)
+        yield Remedy(Kind.KERNEL, by_kernel, text, (), (*lost, *left_open), found.changes)
     yield Remedy(
         Kind.CONFIG_ACS,
         found.members,
@@ -210,7 +212,13 @@ def _by_control(
     )
 
 
-def _by_firmware(topology: Topology, found: Found) -> Remedy:
+def _still_open(topology: Topology, bdf: Bdf, platform: Platform) -> tuple[str, ...]:
+    """What the hardware still lets through after a change, whatever the groups say."""
+    grouping = predict(topology, platform=platform)
+    return tuple(text for text, _ in open_ways(topology, grouping, bdf))
+
+
+def _by_firmware(topology: Topology, bdf: Bdf, found: Found, platform: Platform) -> Remedy:
     hidden = [change for change in found.changes if change.new_capability]
     named = " and ".join(str(change.bdf) for change in hidden)
     show = "show" if len(hidden) > 1 else "shows"
@@ -222,7 +230,10 @@ def _by_firmware(topology: Topology, found: Found) -> Remedy:
         f"{named} {show} no ACS capability: if the hardware has it, firmware decides. Look for "
         "an ACS setting, or a later version; then Linux enables it.",
         also,
-        peers_lost(topology, found.changes),
+        (
+            *peers_lost(topology, found.changes),
+            *_still_open(found.topology, bdf, platform),
+        ),
         found.changes,
     )
 
@@ -292,14 +303,16 @@ def _by_override(
         return
     name, then = next(each for each in outcomes if len(each[1]) == best)
     apart = [topology[member] for member in now if member not in then]
-    exposed = [each for each in apart if not each.is_bridge]
+    exposed = {each.bdf: each for each in apart if not each.is_bridge}
+    for _, others in open_ways(topology, predict(topology, platform=platform), bdf):
+        exposed.update((each, topology[each]) for each in others)
     yield Remedy(
         Kind.OVERRIDE,
         then,
         "A kernel patched for it would split the group, in its own belief only: no register "
         "changes, and the hardware routes as before.",
         (f"pcie_acs_override={name}",),
-        tuple(_exposures(topology, topology[bdf], exposed)),
+        tuple(_exposures(topology, topology[bdf], exposed.values())),
         isolates=False,
     )
 
