@@ -24,10 +24,12 @@ COMMANDS: dict[str, str] = {
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",
     "doctor": "is this machine ready to assign a device",
+    "watch": "follow hotplug, drivers, links and errors as they happen",
     "capture": "write everything that matters about this host to a file",
     "lab": "run a command on a real kernel in QEMU, with devices made to order",
     "machine": "start a software twin of a host, with a prompt or a script",
     "demo": "take a captured server's NVMe drive through VFIO and give it back",
+    "schema": "print the JSON Schemas of what --json prints",
     "completion": "print a completion script for your shell",
 }
 """Subcommands in the order of the help text; each lives in the module of its name."""
