@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from vfiokit.assign.doctor.finding import Evidence
 from vfiokit.assign.survey import GroupMap
+from vfiokit.host.archive import MANIFEST
 from vfiokit.host.tree import FolderTree, Tree, read_text
 from vfiokit.isolation.group import Grouping, predict
 from vfiokit.pci.topology import Function, Topology
@@ -17,6 +18,8 @@ from vfiokit.pci.topology import Function, Topology
 DEVICES = "/sys/bus/pci/devices"
 GROUPS = "/sys/kernel/iommu_groups"
 MODULES = "/sys/module"
+_CAPTURED = (GROUPS, "/sys/class/iommu", "/dev/iommu", "/dev/vfio")
+"""What every capture holds where the host has it, root or not."""
 
 
 class Reading(NamedTuple):
@@ -65,6 +68,18 @@ class Facts:
         self.complete = live if complete is None else complete
         """Whether what the tree lacks is not there on the host either."""
 
+    def tells_of(self, path: str) -> bool:
+        """Whether the host has no ``path`` when the tree has none.
+
+        Of a live host that is so, and of what each capture looks for: an empty folder leaves no
+        trace in one.
+        """
+        return self.complete or (self._is_capture and path.startswith(_CAPTURED))
+
+    @cached_property
+    def _is_capture(self) -> bool:
+        return self.tree.exists(MANIFEST)
+
     def read(self, path: str) -> Reading:
         """Read a text file, and remember why not."""
         try:
@@ -72,7 +87,7 @@ class Facts:
         except OSError as failure:
             code = failure.errno or errno.EIO
         if code in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV):
-            if self.complete:
+            if self.tells_of(path):
                 return Reading(path, None, "there is no such file", absent=True)
             return Reading(path, None, "not in this description of the host")
         return Reading(path, None, os.strerror(code))
@@ -83,11 +98,11 @@ class Facts:
             return self.tree.list(path)
         except OSError as failure:
             gone = failure.errno in (errno.ENOENT, errno.ENOTDIR)
-            return [] if gone and self.complete else None
+            return [] if gone and self.tells_of(path) else None
 
     def exists(self, path: str) -> bool | None:
         """Whether the host has ``path``; ``None`` when this description of it does not tell."""
-        return True if self.tree.exists(path) else False if self.complete else None
+        return True if self.tree.exists(path) else False if self.tells_of(path) else None
 
     def attribute(self, function: Function, name: str) -> Reading:
         """A file of a function's own folder."""
