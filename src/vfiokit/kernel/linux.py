@@ -245,6 +245,31 @@ def close(fd: int) -> None:
     os.close(fd)
 
 
+def memory_file(name: str, length: int) -> int:
+    """A ``memfd`` of ``length`` zeros that can neither shrink nor grow, for others to map."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, length)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def file_facts(fd: int) -> tuple[int, int, bool]:
+    """Mode and size of an open file, and whether it is sealed against shrinking.
+
+    A mapping of a file that is not sealed can turn into SIGBUS by its owner's ``ftruncate``.
+    """
+    facts = os.fstat(fd)
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:  # EINVAL: no memfd
+        seals = 0
+    return facts.st_mode, facts.st_size, bool(seals & fcntl.F_SEAL_SHRINK)
+
+
 class LinuxKernel:
     """The kernel that runs this process. Constructing it changes and opens nothing."""
 

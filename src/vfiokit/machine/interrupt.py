@@ -8,6 +8,7 @@ Source: PCI Local Bus Specification 3.0 §6.8, PCIe Base Specification 6.0 §6.1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vfiokit.errors import MachineError
@@ -44,6 +45,8 @@ class MsixTable:
         self.pending: set[int] = set()
         self.dropped = 0
         """Vectors raised while MSI-X was disabled."""
+        self.sink: Callable[[int], None] | None = None
+        """Takes the vectors in place of memory, masks and all: an eventfd behind each, say."""
         config.allow(offset + 2, 2, _MSIX_ENABLE | _MSIX_FUNCTION_MASK)
         config.watch(offset + 2, 2, self._control_written)
         self.reset()
@@ -69,7 +72,9 @@ class MsixTable:
         """
         if not 0 <= vector < self.count:
             raise MachineError(f"{self.function.bdf} raised MSI-X vector {vector} of {self.count}")
-        if not self.enabled:
+        if self.sink is not None:
+            self.sink(vector)
+        elif not self.enabled:
             self.dropped += 1
         elif self.masked(vector):
             self.pending.add(vector)
@@ -145,6 +150,8 @@ class Msi:
         """Vectors the function is capable of."""
         self.dropped = 0
         """Vectors raised while MSI was disabled, or beyond the granted number."""
+        self.sink: Callable[[int], None] | None = None
+        """Takes the vectors in place of memory, masks and all."""
         self._data = offset + (0x0C if self.wide else 0x08)
         self._mask = offset + (0x10 if self.wide else 0x0C)
         config.allow(offset + 2, 2, 0x0071)
@@ -184,6 +191,9 @@ class Msi:
         """
         if not 0 <= vector < self.count:
             raise MachineError(f"{self.function.bdf} raised MSI vector {vector} of {self.count}")
+        if self.sink is not None:
+            self.sink(vector)
+            return
         if not self.enabled:
             self.dropped += 1
             return

@@ -387,12 +387,17 @@ class RegionIoFds:
     argsz: int = _INFO.size
     """The command's: room for the answer."""
 
+    @property
+    def needed(self) -> int:
+        """Bytes of the whole answer."""
+        return _INFO.size + _IO_FD.size * len(self.entries)
+
     def pack(self, room: int | None = None) -> bytes:
         """The answer for a client with ``room`` bytes, or the command.
 
         Where the entries do not fit, the head alone, with the ``argsz`` that they need.
         """
-        needed = _INFO.size + _IO_FD.size * len(self.entries)
+        needed = self.needed
         argsz = max(needed, self.argsz)
         head = _INFO.pack(argsz if room is None else needed, 0, self.index, len(self.entries))
         if room is not None and room < needed:

@@ -1,0 +1,229 @@
+"""The software machine's device models, served: what stands between a model and its client.
+
+A model's DMA goes to the client's memory, its MSI and MSI-X vectors to the client's eventfds. The
+MSI-X table stays with the client, which never writes it over the socket; giving eventfds is what
+enables MSI or MSI-X in configuration space, as the kernel does it for a real device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vfiokit.abi import vfio as abi
+from vfiokit.errors import MachineError
+from vfiokit.machine.function import Function, Unplugged
+from vfiokit.machine.reset import ResetKind
+from vfiokit.machine.txn import Completion, DmaError, Kind, Txn
+from vfiokit.vfio_user.device import NUM_IRQS, Host, ServedRegion
+from vfiokit.vfio_user.dma import DmaFault
+
+_CONFIG = abi.VFIO_PCI_CONFIG_REGION_INDEX
+_INTX, _MSI, _MSIX = 0, 1, 2
+_MSIX_ENABLE = 0x8000
+_MSI_ENABLE = 0x0001
+
+
+class _HostDma:
+    """The model's way to its client's memory; it obeys the bus master bit as a bus does."""
+
+    def __init__(self, function: Function, host: Host) -> None:
+        self._function = function
+        self._host = host
+
+    def read(self, iova: int, length: int) -> bytes:
+        """Read, or :class:`DmaError`."""
+        try:
+            if self._function.bus_master:
+                return self._host.dma_read(iova, length)
+        except DmaFault:
+            pass
+        txn = Txn(Kind.READ, iova, length, self._function.requester_id)
+        raise DmaError(txn, Completion.UNSUPPORTED_REQUEST)
+
+    def read_into(self, iova: int, buffer: memoryview) -> None:
+        """Read into a buffer, or :class:`DmaError`."""
+        buffer[:] = self.read(iova, len(buffer))
+
+    def write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """A posted write: nothing tells the model how it ended."""
+        if not self._function.bus_master:
+            return
+        try:
+            self._host.dma_write(iova, data)
+        except DmaFault:
+            return
+
+
+class _HostPin:
+    """The model's interrupt pin."""
+
+    def __init__(self, function: Function, host: Host) -> None:
+        self._function = function
+        self._host = host
+
+    def set(self, level: bool) -> None:
+        """Assert or deassert."""
+        self._host.set_intx(level)
+
+
+class FunctionDevice:
+    """A :class:`~vfiokit.machine.function.Function` as a server serves it.
+
+    BARs of plain memory are not shared: every access is a call of the model.
+    """
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.name = f"{type(function).__name__.removesuffix('Function').lower()} {function.bdf}"
+        regions = [ServedRegion() for _ in range(abi.VFIO_PCI_NUM_REGIONS)]
+        for bar in function.bars.values():
+            regions[bar.index] = ServedRegion(bar.size)
+        regions[_CONFIG] = ServedRegion(len(function.config))
+        self.regions = tuple(regions)
+        counts = [0] * NUM_IRQS
+        counts[_INTX] = int(bool(function.config.read(0x3D, 1)))
+        counts[_MSI] = function.msi.count if function.msi is not None else 0
+        counts[_MSIX] = function.msix.count if function.msix is not None else 0
+        counts[abi.VFIO_PCI_ERR_IRQ_INDEX] = counts[abi.VFIO_PCI_REQ_IRQ_INDEX] = 1
+        self.irq_counts = tuple(counts)
+
+    # -- client -------------------------------------------------------------------------------
+
+    def connect(self, host: Host) -> None:
+        """Send DMA and interrupts to ``host``."""
+        function = self.function
+        function.dma = _HostDma(function, host)
+        function.intx = _HostPin(function, host)
+        if function.msi is not None:
+            function.msi.sink = lambda vector: _drop(host.signal(_MSI, vector))
+        if function.msix is not None:
+            function.msix.sink = lambda vector: _drop(host.signal(_MSIX, vector))
+
+    def disconnect(self) -> None:
+        """DMA and interrupts lead nowhere; what the model is doing comes to nothing."""
+        function = self.function
+        function.dma = function.intx = Unplugged()
+        for index in (_MSI, _MSIX):
+            self.irqs_changed(index, frozenset())
+        for table in (function.msi, function.msix):
+            if table is not None:
+                table.sink = None
+
+    def irqs_changed(self, index: int, vectors: frozenset[int]) -> None:
+        """Enable MSI or MSI-X with the first eventfd, disable it with the last."""
+        function = self.function
+        table = {_MSI: function.msi, _MSIX: function.msix}.get(index)
+        if table is None:
+            return
+        bit = _MSI_ENABLE if index == _MSI else _MSIX_ENABLE
+        control = function.config.read(table.offset + 2, 2)
+        wanted = control | bit if vectors else control & ~bit
+        if index == _MSI and vectors:
+            granted = (max(vectors) + 1 - 1).bit_length()
+            wanted = wanted & ~0x70 | granted << 4
+        if wanted != control:
+            function.config_write(table.offset + 2, 2, wanted)
+            self._settle()
+
+    # -- accesses -----------------------------------------------------------------------------
+
+    def region_read(self, region: int, offset: int, length: int) -> bytes:
+        """One access of the model for each naturally aligned piece of up to 8 bytes."""
+        if region == _CONFIG:
+            return bytes(self.function.config.data[offset : offset + length])
+        if length in (4, 8) and not offset % length:
+            data = self._load(region, offset, length).to_bytes(length, "little")
+        else:
+            data = b"".join(
+                self._load(region, at, width).to_bytes(width, "little")
+                for at, width in _pieces(offset, length)
+            )
+        self._settle()
+        return data
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        """One access of the model for each naturally aligned piece."""
+        most = 4 if region == _CONFIG else 8
+        for at, width in _pieces(offset, len(data), most):
+            value = int.from_bytes(data[at - offset : at - offset + width], "little")
+            if region == _CONFIG:
+                self.function.config_write(at, width, value)
+            else:
+                self._store(region, at, width, value)
+        self._settle()
+
+    # A region answers whatever the memory enable bit says: decoding is the client's to emulate.
+
+    def _load(self, bar: int, offset: int, width: int) -> int:
+        table = self.function.msix
+        if table is not None and table.covers(bar, offset):
+            return table.read(bar, offset, width)
+        return self.function.mmio_read(bar, offset, width)
+
+    def _store(self, bar: int, offset: int, width: int, value: int) -> None:
+        table = self.function.msix
+        if table is not None and table.covers(bar, offset):
+            table.write(bar, offset, width, value)
+        else:
+            self.function.mmio_write(bar, offset, width, value)
+
+    def reset(self) -> None:
+        """A function-level reset; configuration space is then restored, as the kernel does it.
+
+        Source: Linux ``pci_try_reset_function`` (save, reset, restore).
+        """
+        config = self.function.config
+        saved = bytes(config.data)
+        self.function.reset(ResetKind.FUNCTION_LEVEL)
+        for at in (*range(0x10, 0x28, 4), 0x04, *self._message_controls()):
+            config.write(at, 2 if at not in range(0x10, 0x28) else 4, _word(saved, at))
+        self._settle()
+
+    def _message_controls(self) -> tuple[int, ...]:
+        """Where the message control registers of MSI and MSI-X are."""
+        tables = (self.function.msi, self.function.msix)
+        return tuple(table.offset + 2 for table in tables if table is not None)
+
+    def _settle(self) -> None:
+        self.function.clock.settle()
+
+    # -- state --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Configuration space and what the model has of its own."""
+        own = getattr(self.function, "state", None)
+        if own is None:
+            raise OSError(95, f"{self.name} cannot be moved")
+        return {"config": bytes(self.function.config.data), "model": own()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described."""
+        config = state["config"]
+        if not isinstance(config, bytes) or len(config) != len(self.function.config):
+            raise OSError(22, "a state with another configuration space")
+        self.function.config.data[:] = config
+        try:
+            self.function.load(state["model"])  # type: ignore[attr-defined]
+        except MachineError as error:
+            raise OSError(22, str(error)) from None
+
+
+def _word(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + (4 if 0x10 <= at < 0x28 else 2)], "little")
+
+
+def _drop(_done: bool) -> None:
+    """A vector without an eventfd goes nowhere."""
+
+
+def _pieces(offset: int, length: int, most: int = 8) -> list[tuple[int, int]]:
+    """Naturally aligned pieces of 1, 2, 4 or 8 bytes that make up the range."""
+    found = []
+    at, end = offset, offset + length
+    while at < end:
+        width = most
+        while at % width or at + width > end:
+            width >>= 1
+        found.append((at, width))
+        at += width
+    return found

@@ -1,0 +1,429 @@
+"""The server's end: one device, one client at a time.
+
+:class:`Server` serves connected sockets; :mod:`vfiokit.vfio_user.listen` makes them. Commands are
+handled in order. Whatever a client sends, the reply is an errno or the connection ends; nothing
+that it sends stays behind when it goes.
+
+Source: QEMU ``docs/interop/vfio-user.rst``; refusals as libvfio-user has them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from vfiokit.abi import vfio as vfio_abi
+from vfiokit.errors import ProtocolError
+from vfiokit.vfio_user import wire
+from vfiokit.vfio_user.connection import ClosedError, Connection, close_all
+from vfiokit.vfio_user.device import Device, Doorbells, ServedRegion
+from vfiokit.vfio_user.dma import DmaFault, DmaTable
+from vfiokit.vfio_user.feature import FeatureSet
+from vfiokit.vfio_user.irq import IrqTable
+from vfiokit.vfio_user.payload import (
+    ACCESS,
+    DeviceInfo,
+    DmaAccess,
+    DmaMap,
+    DmaUnmap,
+    Feature,
+    IrqInfo,
+    MigrationData,
+    RegionInfo,
+    RegionIoFds,
+    SetIrqs,
+    pack_count,
+    unpack_writes,
+)
+from vfiokit.vfio_user.session import (
+    Capabilities,
+    Session,
+    State,
+    Version,
+    answer,
+    check_reply,
+    message_limit,
+)
+from vfiokit.vfio_user.wire import HEADER, HEADER_SIZE, Command, Message
+
+DEFAULT: Final = Capabilities(max_msg_fds=16, twin_socket=True, write_multiple=True)
+"""What a server accepts unless told otherwise. QEMU takes no more than 16 descriptors."""
+_REPLY: Final = 1
+_READ: Final = int(Command.REGION_READ)
+_WRITE: Final = int(Command.REGION_WRITE)
+_log = logging.getLogger(__name__)
+
+Observer = Callable[[str, int, int, bytes], None]
+"""Told of each region access: ``read`` or ``write``, region, offset, data."""
+
+
+class Server:
+    """Serves ``device``; ``limits`` are what it accepts from a client.
+
+    ``observer`` sees every access to a region, for traces.
+    """
+
+    def __init__(
+        self, device: Device, *, limits: Capabilities = DEFAULT, observer: Observer | None = None
+    ) -> None:
+        self.device = device
+        self.limits = limits
+        self.observer = observer
+
+    def serve(self, sock: socket.socket) -> str:
+        """Serve one client until it goes; returns why it ended, in words. ``sock`` is closed.
+
+        The device keeps its state, so that the next client finds it as this one left it.
+        """
+        client = _Client(self, sock)
+        try:
+            return client.run()
+        finally:
+            client.close()
+
+
+class _Client:
+    """One connection: the :class:`~vfiokit.vfio_user.device.Host` of the device meanwhile."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self._device = server.device
+        self._observer = server.observer
+        self._link = Connection(sock, limit=message_limit(server.limits))
+        self._twin: Connection | None = None
+        self._session = Session(True, server.limits)
+        self._dma = DmaTable(max_maps=server.limits.max_dma_maps)
+        self._irqs = IrqTable(server.device.irq_counts)
+        self._features = FeatureSet(server.device, self._dma)
+        self._regions = tuple(server.device.regions)
+        self._later: deque[Message] = deque()
+        self._most = server.limits.max_data_xfer_size
+        self._connected = False
+        self._handlers: dict[Command, Callable[[Message], bytes | None]] = {
+            Command.VERSION: self._version,
+            Command.DMA_MAP: self._dma_map,
+            Command.DMA_UNMAP: self._dma_unmap,
+            Command.DEVICE_GET_INFO: self._info,
+            Command.DEVICE_GET_REGION_INFO: self._region_info,
+            Command.DEVICE_GET_REGION_IO_FDS: self._io_fds,
+            Command.DEVICE_GET_IRQ_INFO: self._irq_info,
+            Command.DEVICE_SET_IRQS: self._set_irqs,
+            Command.REGION_READ: self._region_read,
+            Command.REGION_WRITE: self._region_write,
+            Command.REGION_WRITE_MULTI: self._write_multi,
+            Command.DEVICE_RESET: self._reset,
+            Command.DEVICE_FEATURE: self._feature,
+            Command.MIG_DATA_READ: self._migration_read,
+            Command.MIG_DATA_WRITE: self._migration_write,
+        }
+
+    def run(self) -> str:
+        """Until the stream ends."""
+        link, later = self._link, self._later
+        try:
+            while True:
+                self._handle(later.popleft() if later else link.receive())
+        except ClosedError as end:
+            return str(end)
+        except ProtocolError as error:
+            return f"the client broke the protocol: {error}"
+
+    def close(self) -> None:
+        """Give everything of the client's back."""
+        self._session.state = State.CLOSED
+        if self._connected:
+            self._device.disconnect()
+        for message in self._later:
+            close_all(message.fds)
+        self._irqs.clear()
+        self._dma.clear()
+        if self._twin is not None:
+            self._twin.close()
+        self._link.close()
+
+    # -- one message --------------------------------------------------------------------------
+
+    def _handle(self, message: Message) -> None:
+        if message.command == _READ and self._fast_read(message):
+            return
+        try:
+            if message.is_reply:
+                raise ProtocolError(f"a reply to {message.name}, which nobody asked", fatal=True)
+            command = self._session.check_command(message)
+            payload = self._handlers[command](message)
+        except ProtocolError as error:
+            close_all(message.fds)
+            self._refuse(message, error.errno, str(error))
+            if error.fatal:
+                raise
+        except ClosedError:
+            raise
+        except OSError as error:
+            self._refuse(message, error.errno or errno.EIO, str(error))
+        except Exception:  # noqa: BLE001  # a device's own mistake must not take the server along
+            _log.exception("%s failed at %s", self._device.name, message.name)
+            self._refuse(message, errno.EIO, "the device failed")
+        else:
+            if payload is not None and message.wants_reply:
+                size = HEADER_SIZE + len(payload)
+                head = HEADER.pack(message.id, message.command, size, _REPLY, 0)
+                self._link.post(head + payload)
+
+    def _refuse(self, message: Message, code: int, why: str) -> None:
+        _log.debug("%s: %s refused: %s", self._device.name, message.name, why)
+        if message.wants_reply:
+            self._link.post(wire.error_reply(message, code).pack())
+
+    def _fast_read(self, message: Message) -> bool:
+        """A read of a few registers without ceremony; false where anything is out of line."""
+        payload = message.payload
+        if message.flags or message.fds or len(payload) != 16 or not self._connected:
+            return False
+        offset, index, count = ACCESS.unpack(payload)
+        if index >= len(self._regions) or not 0 < count <= 64 or self._observer is not None:
+            return False
+        region = self._regions[index]
+        if offset + count > region.size or not region.readable:
+            return False
+        try:
+            data = self._device.region_read(index, offset, count)
+        except Exception:  # noqa: BLE001  # told apart by the way that has time for it
+            return False
+        self._link.post(HEADER.pack(message.id, _READ, 32 + count, _REPLY, 0) + payload + data)
+        return True
+
+    # -- negotiation --------------------------------------------------------------------------
+
+    def _version(self, message: Message) -> bytes | None:
+        offer = Version.unpack(message.payload)
+        reply = answer(offer, self._session.own)
+        self._session.agreed(reply, offer.capabilities)
+        self._most = reply.capabilities.max_data_xfer_size
+        self._connected = True
+        self._device.connect(self)
+        if not reply.capabilities.twin_socket:
+            return reply.pack()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._twin = Connection(ours, limit=message_limit(self._session.own))
+            packed = replace(reply, twin_fd=0).pack()
+            self._link.send(wire.reply(message, packed, [theirs.fileno()]))
+        return None
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def _dma_map(self, message: Message) -> bytes:
+        self._dma.add(DmaMap.unpack(message.payload), message.fds)
+        return b""
+
+    def _dma_unmap(self, message: Message) -> bytes:
+        request = DmaUnmap.unpack(message.payload)
+        self._dma.remove(request)
+        return request.pack()
+
+    def dma_read(self, iova: int, length: int) -> bytes:
+        """The client's memory; :class:`DmaFault`."""
+        return self._dma.read(iova, length, self._ask)
+
+    def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """The client's memory; :class:`DmaFault`."""
+        self._dma.write(iova, data, self._tell)
+
+    def _ask(self, iova: int, length: int) -> bytes:
+        most, parts = self._session.peer.max_data_xfer_size, []
+        for at in range(0, length, most):
+            count = min(most, length - at)
+            request = DmaAccess(iova + at, count)
+            payload = self._exchange(Command.DMA_READ, request, iova + at, count)
+            got = DmaAccess.unpack(payload, data=True)
+            if (got.address, got.count) != (iova + at, count):
+                raise ProtocolError("a reply to another DMA_READ than was asked", fatal=True)
+            parts.append(got.data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _tell(self, iova: int, data: bytes) -> None:
+        most = self._session.peer.max_data_xfer_size
+        for at in range(0, len(data), most):
+            piece = data[at : at + most]
+            request = DmaAccess(iova + at, len(piece), piece)
+            self._exchange(Command.DMA_WRITE, request, iova + at, len(piece))
+
+    def _exchange(self, command: Command, request: DmaAccess, iova: int, length: int) -> bytes:
+        """Send a command of the server's own and wait for its reply.
+
+        Commands of the client that come first on the common socket wait until it is there.
+        """
+        what = command.name.removeprefix("DMA_").lower()
+        if self._session.state is not State.AGREED:
+            raise DmaFault(what, iova, length, "the client is gone")
+        number = self._session.next_id()
+        link = self._twin or self._link
+        try:
+            link.send(wire.request(number, command, request.pack()))
+            while not (message := link.receive()).is_reply:
+                self._later.append(message)
+        except (ClosedError, ProtocolError) as error:
+            self._session.state = State.CLOSED
+            raise DmaFault(what, iova, length, f"the client is gone: {error}") from None
+        close_all(message.fds)
+        check_reply(message, number, command)
+        if message.is_error:
+            raise DmaFault(
+                what, iova, length, f"the client answers errno {message.errno}", message.errno
+            )
+        return message.payload
+
+    # -- the device ---------------------------------------------------------------------------
+
+    def _info(self, message: Message) -> bytes:
+        DeviceInfo.unpack(message.payload)
+        flags = vfio_abi.VFIO_DEVICE_FLAGS_PCI | vfio_abi.VFIO_DEVICE_FLAGS_RESET
+        return DeviceInfo(flags, len(self._regions), len(self._device.irq_counts)).pack()
+
+    def _reset(self, _message: Message) -> bytes:
+        self._device.reset()
+        self._features.reset()
+        return b""
+
+    def _feature(self, message: Message) -> bytes:
+        request = Feature.unpack(message.payload)
+        return Feature(request.flags, self._features.handle(request)).pack()
+
+    def _migration_read(self, message: Message) -> bytes:
+        wanted = MigrationData.unpack(message.payload, data=False).size
+        if wanted > self._most:
+            raise ProtocolError(f"MIG_DATA_READ of {wanted} bytes; {self._most} fit")
+        data = self._features.migration.read(wanted)
+        return MigrationData(len(data), data).pack()
+
+    def _migration_write(self, message: Message) -> bytes:
+        self._features.migration.write(MigrationData.unpack(message.payload, data=True).data)
+        return b""
+
+    # -- regions ------------------------------------------------------------------------------
+
+    def _region(self, index: int) -> ServedRegion:
+        if index >= len(self._regions):
+            raise ProtocolError(f"region {index}; there are {len(self._regions)}")
+        return self._regions[index]
+
+    def _region_info(self, message: Message) -> bytes | None:
+        request = RegionInfo.unpack(message.payload)
+        region = self._region(request.index)
+        shared = region.fd >= 0 and region.size > 0
+        flags = 0
+        if region.size:
+            flags = vfio_abi.VFIO_REGION_INFO_FLAG_READ if region.readable else 0
+            flags |= vfio_abi.VFIO_REGION_INFO_FLAG_WRITE if region.writable else 0
+            flags |= vfio_abi.VFIO_REGION_INFO_FLAG_MMAP if shared else 0
+        info = RegionInfo(
+            request.index,
+            flags,
+            region.size,
+            region.fd_offset if shared else 0,
+            region.areas if shared else None,
+        )
+        whole = request.argsz >= info.needed
+        if not (shared and whole):
+            return info.pack(request.argsz)
+        self._answer(message, info.pack(request.argsz), [region.fd])
+        return None
+
+    def _answer(self, message: Message, payload: bytes, fds: list[int]) -> None:
+        """A reply that descriptors travel with; they go alone, so that they are its own."""
+        if message.wants_reply:
+            self._link.send(wire.reply(message, payload, fds))
+
+    def _io_fds(self, message: Message) -> bytes | None:
+        request = RegionIoFds.unpack(message.payload)
+        self._region(request.index)
+        if not isinstance(self._device, Doorbells):
+            return RegionIoFds(request.index).pack(request.argsz)
+        entries = tuple(self._device.io_fds(request.index))
+        fds = list(self._device.doorbell_fds(request.index))
+        if len(fds) > self._session.peer.max_msg_fds:
+            raise ProtocolError(
+                f"region {request.index} has {len(fds)} descriptors; the client takes "
+                f"{self._session.peer.max_msg_fds}",
+                errno=errno.ENOSPC,
+            )
+        reply = RegionIoFds(request.index, entries)
+        payload = reply.pack(request.argsz)
+        self._answer(message, payload, fds if request.argsz >= reply.needed else [])
+        return None
+
+    def _checked(self, index: int, offset: int, count: int) -> ServedRegion:
+        region = self._region(index)
+        if count > self._most or offset + count > region.size:
+            raise ProtocolError(
+                f"{count} bytes at {offset:#x} of region {index}, which has {region.size:#x}"
+            )
+        return region
+
+    def _region_read(self, message: Message) -> bytes:
+        payload = message.payload
+        if len(payload) != ACCESS.size:
+            raise ProtocolError(f"REGION_READ of {len(payload)} bytes")
+        offset, index, count = ACCESS.unpack(payload)
+        if not self._checked(index, offset, count).readable:
+            raise ProtocolError(f"region {index} cannot be read", errno=errno.EPERM)
+        data = self._device.region_read(index, offset, count) if count else b""
+        if self._observer is not None:
+            self._observer("read", index, offset, data)
+        return payload + data
+
+    def _region_write(self, message: Message) -> bytes:
+        payload = message.payload
+        if len(payload) < ACCESS.size:
+            raise ProtocolError(f"REGION_WRITE of {len(payload)} bytes")
+        offset, index, count = ACCESS.unpack_from(payload)
+        if len(payload) != ACCESS.size + count:
+            raise ProtocolError(f"REGION_WRITE of {count} bytes with {len(payload) - 16}")
+        self._write(index, offset, payload[16:])
+        return payload[:16]
+
+    def _write(self, index: int, offset: int, data: bytes) -> None:
+        if not self._checked(index, offset, len(data)).writable:
+            raise ProtocolError(f"region {index} cannot be written", errno=errno.EPERM)
+        if self._observer is not None:
+            self._observer("write", index, offset, data)
+        if data:
+            self._device.region_write(index, offset, data)
+
+    def _write_multi(self, message: Message) -> bytes:
+        done = 0
+        for write in unpack_writes(message.payload):
+            try:
+                self._write(write.region, write.offset, write.data)
+            except (ProtocolError, OSError):
+                if not done:
+                    raise
+                break
+            done += 1
+        return pack_count(done)
+
+    # -- interrupts ---------------------------------------------------------------------------
+
+    def _irq_info(self, message: Message) -> bytes:
+        return self._irqs.info(IrqInfo.unpack(message.payload).index).pack()
+
+    def _set_irqs(self, message: Message) -> bytes:
+        request = SetIrqs.unpack(message.payload)
+        before = self._irqs.vectors(request.index) if request.index < 5 else None
+        self._irqs.set(request, message.fds)
+        after = self._irqs.vectors(request.index)
+        if after != before:
+            self._device.irqs_changed(request.index, after)
+        return b""
+
+    def signal(self, index: int, vector: int) -> bool:
+        """Signal an interrupt."""
+        return self._irqs.signal(index, vector)
+
+    def set_intx(self, level: bool) -> None:
+        """Drive the pin."""
+        self._irqs.set_level(level)
