@@ -31,6 +31,8 @@ examples:
 exit codes: 0 explained, whatever the answer
 """
 
+_REASONS = 4
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare arguments."""
@@ -86,8 +88,10 @@ def lines(explanation: Explanation) -> Iterator[str]:
     if explanation.unknown:
         yield "            'vfiokit capture FILE' or 'lspci -nnvvvxxxx' as root has what lacks"
         return
-    for why in explanation.whys:
+    for why in explanation.whys[:_REASONS]:
         yield f"  because   {why.text()}"
+    if len(explanation.whys) > _REASONS:
+        yield f"            and {len(explanation.whys) - _REASONS} more like these (--json has all)"
     yield from _facts(explanation.facts)
     told: dict[str, int] = {}
     for number, remedy in enumerate(_real(explanation), 1):
@@ -156,16 +160,20 @@ def _remedy(number: int, remedy: Remedy, told: dict[str, int]) -> Iterator[str]:
 
 
 def _whole(explanation: Explanation) -> Iterator[str]:
+    """What it takes to assign the group as it is."""
     companions = explanation.companions
+    if explanation.is_bridge:
+        return
     if not companions:
-        if any(True for _ in _real(explanation)) or explanation.leaks:
-            return
         yield "  assign    it can be assigned by itself"
         return
     blocking = sum(1 for companion in companions if companion.blocks)
-    verdict = f"{blocking} of them in the way" if blocking else "none known to be in the way"
-    yield f"  assign    the group goes whole, with {len(companions)} more, {verdict}:"
-    yield from (f"              {each.bdf}  {each.text}" for each in companions)
+    verdict = f", {blocking} of them in the way" if blocking else ""
+    yield f"  assign    the group goes whole, with {len(companions)} more{verdict}:"
+    duties: dict[str, list[str]] = {}
+    for each in companions:
+        duties.setdefault(each.text, []).append(str(each.bdf))
+    yield from (f"              {', '.join(bdfs)}  {text}" for text, bdfs in duties.items())
 
 
 def document(explanation: Explanation) -> dict[str, object]:

@@ -49,7 +49,8 @@ def evidence(topology: Topology, why: AcsWhy) -> tuple[Fact, ...]:
     if why.reason is AcsReason.QUIRK:
         return tuple(_quirk(function, why))
     if why.reason is AcsReason.CONTROL:
-        return tuple(_acs(function))
+        found = tuple(_acs(function))
+        return found[-1:] if why.isolated else found
     if why.reason is AcsReason.NO_CAPABILITY:
         is_port = function.port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM)
         several = () if is_port else tuple(_multifunction(topology, function))

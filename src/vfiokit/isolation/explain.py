@@ -39,6 +39,8 @@ class Explanation(NamedTuple):
     """All there is to say about one function's group."""
 
     bdf: Bdf
+    is_bridge: bool
+    """A bridge is a member of a group, and never assigned itself."""
     group: Group
     """Predicted."""
     recorded_group: int | None
@@ -91,6 +93,7 @@ def explain(
     )
     return Explanation(
         bdf,
+        function.is_bridge,
         group,
         function.recorded.iommu_group,
         recorded,
@@ -182,9 +185,9 @@ def _duty(other: Function, driver: str | None, blocks: bool, known: bool) -> str
         return f"bound to {driver}: unbind it, or bind it to vfio-pci; the host loses it"
     if driver:
         return f"bound to {driver}: may stay"
-    if not known:
-        return "driver unknown: pcieport or none is fine" if other.is_bridge else "driver unknown"
-    return "no driver: may stay so" if other.is_bridge else "no driver: may stay without one"
+    if known:
+        return "no driver: may stay so"
+    return "driver unknown; pcieport may stay" if other.is_bridge else "driver unknown"
 
 
 def _notes(

@@ -124,13 +124,15 @@ def remedies(
     )
     equipped = least(part, bdf, candidates, platform=base)
     listed: list[Remedy] = []
+    listed += _by_kernel(part, bdf, found, now, platform, recorded is not None)
     if found.changes:
-        listed += _by_control(part, bdf, found, platform, recorded is not None)
+        listed.append(_by_parameter(part, bdf, found, platform))
     listed += _by_newer_kernel(part, bdf, now, recorded, platform)
     if any(change.new_capability for change in equipped.changes):
         listed.append(_by_firmware(part, bdf, equipped, base))
-    listed += _by_slot(topology, bdf, start, base)
-    listed += _by_override(part, bdf, start, base)
+    if not topology[bdf].is_bridge:
+        listed += _by_slot(topology, bdf, start, base)
+        listed += _by_override(part, bdf, start, base)
     return _judged(tuple(listed), bdf, equipped, base)
 
 
@@ -176,35 +178,52 @@ def setpci(changes: Iterable[Change]) -> tuple[str, ...]:
     )
 
 
-def _by_control(
-    topology: Topology, bdf: Bdf, found: Found, platform: Platform, grouped: bool
+def _by_kernel(
+    topology: Topology,
+    bdf: Bdf,
+    found: Found,
+    now: tuple[Bdf, ...],
+    platform: Platform,
+    grouped: bool,
 ) -> Iterator[Remedy]:
-    lost = peers_lost(topology, found.changes)
-    costs = (*lost, *_still_open(found.topology, bdf, platform))
-    ports = " and ".join(str(change.bdf) for change in found.changes)
+    """What Linux does by itself when its IOMMU driver asks for ACS."""
     asked = platform._replace(program_acs=True, acs_requested=True)
-    by_kernel = members(topology, bdf, platform=asked)
-    if set(by_kernel) <= set(found.members):
-        if grouped:
-            text = (
-                f"Linux enables ACS at {ports} by itself, and it is off: look for config_acs= or "
-                "disable_acs_redir= on its command line, or for a script that runs setpci."
-            )
-        else:
-            text = (
-                "No groups are recorded here: the IOMMU may have been off. Linux started with it "
-                "on (intel_iommu=on; AMD's is on unless switched off) enables ACS by itself at "
-                f"{ports}, and at every other port that has it."
-            )
-        left_open = _still_open(topology, bdf, asked)
-        yield Remedy(Kind.KERNEL, by_kernel, text, (), (*lost, *left_open), found.changes)
-    yield Remedy(
+    then = members(topology, bdf, platform=asked)
+    if not set(then) < set(now):
+        return
+    # Some ports have enabling of their own, which no control register as we know it shows.
+    ports = [change.bdf for change in found.changes] or [
+        each.bdf
+        for each in concerned(topology, now, bdf)
+        if not enabled(topology, each, platform=platform)
+        and enabled(topology, each, platform=asked)
+    ]
+    named = " and ".join(map(str, ports))
+    if grouped:
+        text = (
+            f"Linux enables ACS at {named} by itself, and it is off: look for config_acs= or "
+            "disable_acs_redir= on its command line, or for a script that runs setpci."
+        )
+    else:
+        text = (
+            "No groups are recorded here: the IOMMU may have been off. Linux started with it "
+            "on (intel_iommu=on; AMD's is on unless switched off) enables ACS by itself at "
+            f"{named}, and at every other port that has it."
+        )
+    costs = (*peers_lost(topology, found.changes), *_still_open(topology, bdf, asked))
+    yield Remedy(Kind.KERNEL, then, text, (), costs, found.changes)
+
+
+def _by_parameter(topology: Topology, bdf: Bdf, found: Found, platform: Platform) -> Remedy:
+    ports = " and ".join(str(change.bdf) for change in found.changes)
+    return Remedy(
         Kind.CONFIG_ACS,
         found.members,
         f"Enable ACS on the kernel's command line (Linux 6.11 or later) at {ports}.",
         (config_acs(topology, found.changes), *setpci(found.changes)),
         (
-            *costs,
+            *peers_lost(topology, found.changes),
+            *_still_open(found.topology, bdf, platform),
             "The setpci lines act at once and last until the next reset of the port; groups are "
             "made at boot, so only the kernel parameter changes them.",
         ),
@@ -276,10 +295,9 @@ def _by_slot(
         return
     best = min(place.size for place in found)
     found = [place for place in found if place.size == best]
-    then = "alone in its group" if best == 1 else f"in a group of {best}"
     named = "; ".join(map(_place_text, found[:4]))
     more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-    yield Remedy(Kind.SLOT, found[0].members, f"In another slot it would be {then}: {named}{more}.")
+    yield Remedy(Kind.SLOT, found[0].members, f"Put it into another slot: {named}{more}.")
 
 
 def _place_text(place: Place) -> str:
