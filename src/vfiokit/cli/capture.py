@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
             progress=lambda done, total: progress("capturing", done, total),
         )
     if output.json:
-        output.document("capture", session.host, {"file": str(arguments.file), **summary._asdict()})
+        body = {**summary._asdict(), "path": str(summary.path)}
+        output.document("capture", session.host, body)
         return exit_code.DONE
     for key, value in summary._asdict().items():
         output.line(f"{key:<12} {value}")
