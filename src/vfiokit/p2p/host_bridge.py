@@ -105,13 +105,14 @@ def host_bridge_function(topology: Topology, bridge: HostBridge) -> Function | N
     The kernel takes the first of its list, which is the lowest address unless functions were
     removed and found again.
     """
-    first = _first(topology, bridge)
+    first = first_function(topology, bridge)
     if first is None:
         return None
     return first if first.bdf.devfn == 0 or first.port_type is PortType.ROOT_PORT else None
 
 
-def _first(topology: Topology, bridge: HostBridge) -> Function | None:
+def first_function(topology: Topology, bridge: HostBridge) -> Function | None:
+    """The first of the kernel's list of a root bus; ``None`` on an empty one."""
     bus = topology.buses.get((bridge.domain, bridge.bus))
     functions = bus.functions if bus is not None else ()
     # Virtual functions come to the kernel's list last.
@@ -120,7 +121,7 @@ def _first(topology: Topology, bridge: HostBridge) -> Function | None:
 
 def standing(topology: Topology, bridge: HostBridge) -> Standing:
     """What the kernel's list says of a host bridge."""
-    first = _first(topology, bridge)
+    first = first_function(topology, bridge)
     if first is None or not first.config.has(0x00, 4) or first.identity.vendor_id == _NO_ID:
         return Standing.UNSEEN
     function = host_bridge_function(topology, bridge)

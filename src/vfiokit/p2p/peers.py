@@ -59,7 +59,7 @@ class Peers:
 
         :class:`~vfiokit.errors.DeviceNotFoundError` for a function that is not there.
         """
-        one, other = self._class(provider), self._class(client)
+        one, other = self.likeness(provider), self.likeness(client)
         key = (one, None if provider == client else other)
         known = self._verdicts.get(key)
         if known is None:
@@ -168,8 +168,8 @@ class Peers:
     def _redirect(self, bdf: Bdf) -> Redirect:
         return self.chains.redirect(bdf)
 
-    def _class(self, bdf: Bdf) -> Hashable:
-        """What is the same for functions that every third function sees alike."""
+    def likeness(self, bdf: Bdf) -> Hashable:
+        """What functions have in common that every third function sees alike; compare, not read."""
         known = self._classes.get(bdf)
         if known is None:
             chain = self.chains.of(bdf)
