@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "tree": "draw the PCI tree with drivers and groups",
     "groups": "predict IOMMU groups, say why, compare with the kernel's",
     "explain": "why a device is in its group, and what would split it",
+    "p2p": "who can do DMA to whom, why, and what would change it",
     "bandwidth": "predict how fast DMA between devices goes, and what limits it",
     "report": "write the host as one HTML page, or its topology as SVG or DOT",
     "plan": "what assigning a device would change, cost and risk",

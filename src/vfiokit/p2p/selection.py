@@ -25,6 +25,10 @@ class Row(NamedTuple):
     members: tuple[Bdf, ...]
     kind: str
 
+    def other_than(self, bdf: Bdf) -> Bdf:
+        """A member that is not ``bdf``, where there is one."""
+        return next((member for member in self.members if member != bdf), self.bdf)
+
 
 def usual(topology: Topology) -> tuple[Bdf, ...]:
     """GPUs, NICs, NVMe drives and accelerators, in address order."""
@@ -40,6 +44,11 @@ def kind_of(function: Function) -> str:
         return "gpu"
     kinds = (*KINDS, "bridge")
     return next((kind for kind in kinds if is_class(function, kind)), "other")
+
+
+def separate(peers: Peers, bdfs: Sequence[Bdf]) -> tuple[Row, ...]:
+    """One row for every function."""
+    return tuple(Row(bdf, (bdf,), kind_of(peers.topology[bdf])) for bdf in bdfs)
 
 
 def fold(peers: Peers, bdfs: Sequence[Bdf]) -> tuple[Row, ...]:
