@@ -177,9 +177,7 @@ class LinuxMemory:
     def vaddr(self) -> int:
         """Process virtual address of the first byte; ``ValueError`` once closed."""
         if not self._vaddr:
-            import ctypes
-
-            self._vaddr = ctypes.addressof(ctypes.c_char.from_buffer(self._view))
+            self._vaddr = address_of(self._view)
         return self._vaddr
 
     @property
@@ -243,6 +241,13 @@ def eventfd_write(fd: int, value: int = 1) -> None:
 def close(fd: int) -> None:
     """``close(2)``."""
     os.close(fd)
+
+
+def address_of(view: memoryview) -> int:
+    """Where the first byte of writable memory is in this process."""
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def memory_file(name: str, length: int) -> int:
