@@ -16,10 +16,11 @@ from vfiokit.p2p.bandwidth.predict import (
     AS_CAPTURED,
     Changes,
     Prediction,
+    listed,
     predict,
 )
 from vfiokit.p2p.bandwidth.route import REDIRECTING, AcsView
-from vfiokit.p2p.bandwidth.tlp import payload_capability
+from vfiokit.p2p.bandwidth.tlp import limits, payload_capability
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.topology import Function, Topology
@@ -28,7 +29,6 @@ _WORTH = 1.01
 _FULL = 0.999
 _HUGE_PAGE = 2 << 20
 _LARGEST_READ = 4096
-_NAMED = 6
 
 
 class Lift(NamedTuple):
@@ -105,11 +105,11 @@ class _Bench:
         ports = sorted({port for rate in self._prediction.rates for port in rate.redirecting})
         if not ports:
             return
-        listed = _listed(ports)
+        names = _listed(ports)
         cleared = REDIRECTING | Acs.EGRESS_CONTROL
         yield _Remedy(
             "acs",
-            f"ACS Request and Completion Redirect off at {listed}: "
+            f"ACS Request and Completion Redirect off at {names}: "
             "no isolation between what is below them, and their IOMMU groups merge",
             self._parameters,
             self._with_acs(ports, lambda bits: bits & ~cleared),
@@ -180,7 +180,8 @@ class _Bench:
 
     def _packets(self) -> Iterator[_Remedy]:
         payload = self._payload()
-        if payload > self._parameters["mps"]:
+        sent = [limits(self._sender(flow), self._parameters).mps for flow in self._flows]
+        if payload > max(sent, default=0):
             yield _Remedy(
                 "mps",
                 f"Max_Payload_Size {payload}, which everything on the way can",
@@ -194,6 +195,12 @@ class _Bench:
                 self._parameters.replace(mrrs=_LARGEST_READ),
                 self._changes,
             )
+
+    def _sender(self, flow: Flow) -> Function:
+        function = self._topology[flow.source]
+        if function.physfn is not None and function.physfn in self._topology:
+            return self._topology[function.physfn]
+        return function
 
     def _payload(self) -> int:
         """The payload that every function on the way can; 0 where one is not known."""
@@ -226,13 +233,8 @@ def _rates(links: dict[Bdf, Link], rates: dict[Bdf, tuple[float, int]]) -> str:
         f"{port} from {rate_text(link.speed, link.width)} to {rate_text(*rates[port])}"
         for port, link in sorted(links.items())
     ]
-    return _cut(shown)
+    return listed(shown)
 
 
 def _listed(addresses: Sequence[Bdf]) -> str:
-    return _cut([str(bdf) for bdf in addresses])
-
-
-def _cut(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
-    return ", ".join(texts[:_NAMED]) + more
+    return listed([str(bdf) for bdf in addresses])

@@ -29,7 +29,14 @@ from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.topology import Function, Topology
 
 _NS = 1e-9
+_NAMED = 6
 _GIGA = 1e9
+
+
+def listed(texts: Sequence[str]) -> str:
+    """The first few of ``texts``, and how many more there are."""
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return ", ".join(texts[:_NAMED]) + more
 
 
 class Changes(NamedTuple):
@@ -54,7 +61,7 @@ class Resource(NamedTuple):
     """What flows share."""
 
     kind: str
-    """``link``, ``bus``, ``root-complex`` or ``socket``."""
+    """``link``, ``bus``, ``root-complex``, ``iotlb`` or ``socket``."""
     name: str
     """Address of the port or bridge; ``0 to 1`` for NUMA nodes."""
     direction: Direction
@@ -67,6 +74,8 @@ class Resource(NamedTuple):
             return f"conventional bus below {self.name}"
         if self.kind == "root-complex":
             return f"root complex at {self.name}"
+        if self.kind == "iotlb":
+            return f"misses of the IOTLB of {self.name}"
         return f"between NUMA nodes {self.name}"
 
 
@@ -74,7 +83,7 @@ class Limit(NamedTuple):
     """One thing that limits a flow, if it were alone with it."""
 
     kind: str
-    """Of a :class:`Resource`, or ``demand``, ``latency``, ``credits``, ``iotlb``, ``blocked``."""
+    """Of a :class:`Resource`, or ``demand``, ``latency``, ``credits``, ``blocked``."""
     gbps: float
     text: str
 
@@ -112,7 +121,7 @@ class Load(NamedTuple):
     resource: Resource
     link: Link | None
     capacity: float
-    """Gb/s, packet overhead included."""
+    """Gb/s, packet overhead included; of an IOTLB, of data that all misses."""
     used: float
     flows: tuple[int, ...]
     """Which of the flows."""
@@ -164,10 +173,11 @@ class _Model:
         self._links = LinkMap(topology, parameters, rates=changes.links, best=changes.best_links)
         acs = AcsView(redirect=changes.redirect, overrides=changes.acs, ats=changes.ats)
         self._acs = acs
+        self._redirect = changes.redirect
         self._router = Router(self._links, acs)
         self._capacities: dict[Resource, float] = {}
         self._link_of: dict[Resource, Link] = {}
-        self._assumptions: dict[str, None] = {}
+        self._assumptions: dict[str, dict[str, None]] = {}
         self._known: dict[Flow, _Traffic] = {}
 
     def predict(self, flows: Sequence[Flow]) -> Prediction:
@@ -184,7 +194,7 @@ class _Model:
             self._rate(flow, each, share, by_resource)
             for flow, each, share in zip(flows, traffic, shares, strict=True)
         )
-        return Prediction(rates, loads, tuple(self._assumptions))
+        return Prediction(rates, loads, self._assumed())
 
     # -- one flow ---------------------------------------------------------------------------------
 
@@ -198,18 +208,22 @@ class _Model:
         source = self._end(flow.source)
         sender = self._limits_of(source)
         request, answer = self._ways(flow, source)
+        if not isinstance(flow.destination, Memory):
+            self._assume_no_acs(request)
         costs: dict[Resource, float] = {}
         if flow.kind is Kind.WRITE:
             self._charge(costs, request, write(sender, self._parameters))
         else:
             memory = isinstance(flow.destination, Memory)
-            other = self._root_complex_limits(sender) if memory else self._completer(flow)
+            other = self._root_complex_limits(sender, request) if memory else self._completer(flow)
             assert answer is not None
             self._charge(costs, request, read_request(sender, self._parameters))
             self._charge(costs, answer, completion(sender, other, self._parameters))
         self._charge_root_complex(costs, flow, request, answer)
+        if request.root_complex is not None and not self._acs.translates(source):
+            self._charge_iommu(costs, source)
         rtt = self._rtt(request, answer)
-        bounds = self._bounds(flow, source, sender, request, answer, rtt)
+        bounds = self._bounds(flow, sender, request, answer, rtt)
         return _Traffic(costs, bounds, request, answer, rtt)
 
     def _end(self, bdf: Bdf) -> Function:
@@ -239,20 +253,41 @@ class _Model:
         found = limits(owner, self._parameters)
         if found.assumed:
             self._assume(
-                f"Device Control of {owner.bdf} was not captured: packets of {found.mps} bytes, "
-                f"read requests of {found.mrrs}, {found.tags} in flight"
+                "Device Control was not captured, so packets of "
+                f"{found.mps} bytes, read requests of {found.mrrs}, {found.tags} in flight",
+                owner.bdf,
             )
         return found
 
-    def _root_complex_limits(self, reader: Limits) -> Limits:
-        return limits(None, self._parameters)._replace(mps=reader.mps)
+    def _root_complex_limits(self, reader: Limits, way: Way) -> Limits:
+        """What answers reads of memory: the root port, which sends no more than its setting."""
+        port = self._topology.functions.get(way.root_complex) if way.root_complex else None
+        found = limits(port, self._parameters)
+        return found._replace(mps=reader.mps) if found.assumed else found
 
     def _completer(self, flow: Flow) -> Limits:
         assert isinstance(flow.destination, Bdf)
         return self._limits_of(self._topology[flow.destination])
 
-    def _assume(self, text: str) -> None:
-        self._assumptions[text] = None
+    def _assume(self, text: str, about: Bdf | None = None) -> None:
+        self._assumptions.setdefault(text, {})
+        if about is not None:
+            self._assumptions[text][str(about)] = None
+
+    def _assumed(self) -> tuple[str, ...]:
+        return tuple(
+            f"{text}: {listed(tuple(about))}" if about else text
+            for text, about in self._assumptions.items()
+        )
+
+    def _assume_no_acs(self, way: Way) -> None:
+        """Ports whose ACS registers were not captured are taken for ones that do not redirect."""
+        if self._redirect is not None:
+            return
+        for place, _ in way.steps:
+            port = self._topology.functions.get(place.port) if isinstance(place, Link) else None
+            if port is not None and not port.config.has(0x100, 4):
+                self._assume("ACS was not captured, so no redirect", port.bdf)
 
     # -- costs ------------------------------------------------------------------------------------
 
@@ -281,8 +316,8 @@ class _Model:
             self._link_of[resource] = link
             if link.assumed:
                 self._assume(
-                    f"nothing is known about the link of {link.port}: taken for "
-                    f"{link.speed:g} GT/s x{link.width}"
+                    f"speed or width was not captured, so {link.speed:g} GT/s x{link.width}",
+                    link.port,
                 )
         return resource
 
@@ -309,6 +344,20 @@ class _Model:
         self._capacities[resource] = self._parameters["socket_gbps"]
         costs[resource] = costs.get(resource, 0.0) + 1.0
 
+    def _charge_iommu(self, costs: dict[Resource, float], source: Function) -> None:
+        """Misses of the IOTLB of the source's host bridge, where the working set outgrows it."""
+        given = self._parameters
+        reach = given["iotlb_entries"] * given["iommu_page"]
+        if not given["iommu"] or given["working_set"] <= reach:
+            return
+        page = given["iommu_page"]
+        visit = min(given["transfer"] or page, page)
+        seconds = given["iotlb_miss_ns"] * _NS / given["iotlb_walkers"]
+        host_bridge = self._topology.host_bridge_of(source)
+        resource = Resource("iotlb", str(host_bridge), Direction.BOTH)
+        self._capacities[resource] = visit * 8 / seconds / _GIGA
+        costs[resource] = 1 - reach / given["working_set"]
+
     # -- limits of a flow by itself ---------------------------------------------------------------
 
     def _rtt(self, request: Way, answer: Way | None) -> float:
@@ -324,7 +373,6 @@ class _Model:
     def _bounds(
         self,
         flow: Flow,
-        source: Function,
         sender: Limits,
         request: Way,
         answer: Way | None,
@@ -336,6 +384,9 @@ class _Model:
             bounds.append(Limit("blocked", 0.0, blocked))
         if flow.demand is not None:
             bounds.append(Limit("demand", flow.demand, "the rate asked for"))
+        crosses = bool(request.steps or (answer is not None and answer.steps))
+        if not crosses:
+            return tuple(bounds)
         if flow.kind is Kind.READ:
             in_flight = sender.tags * sender.mrrs
             bounds.append(
@@ -349,9 +400,6 @@ class _Model:
             flying = self._parameters["posted_credit_bytes"]
             gbps = flying * 8 / (rtt_ns * _NS) / _GIGA
             bounds.append(Limit("credits", gbps, f"credits: {flying:.0f} bytes in {rtt_ns:.0f} ns"))
-        translated = self._acs.translates(source)
-        if request.root_complex is not None and self._parameters["iommu"] and not translated:
-            bounds += self._iotlb()
         return tuple(bounds)
 
     def _blocked(self, flow: Flow, request: Way, answer: Way | None) -> str:
@@ -363,19 +411,6 @@ class _Model:
         if peer and crosses and not self._parameters["rc_p2p_allowed"]:
             return "the root complex does not forward between devices (rc_p2p_allowed)"
         return ""
-
-    def _iotlb(self) -> list[Limit]:
-        given = self._parameters
-        reach = given["iotlb_entries"] * given["iommu_page"]
-        if given["working_set"] <= reach:
-            return []
-        page = given["iommu_page"]
-        visit = min(given["transfer"] or page, page)
-        missing = 1 - reach / given["working_set"]
-        seconds = given["iotlb_miss_ns"] * _NS / given["iotlb_walkers"]
-        gbps = visit * 8 / (missing * seconds) / _GIGA
-        text = f"IOTLB: {missing:.0%} of the accesses to {page:.0f}-byte pages miss"
-        return [Limit("iotlb", gbps, text)]
 
     # -- the answer -------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class AcsView:
     ) -> Decision:
         """Where ``port`` sends a request from below to the peer port ``target``."""
         bits = self.bits(port, kind)
-        if translated and bits & Acs.TRANSLATION_BLOCKING:
+        if kind is not None and translated and bits & Acs.TRANSLATION_BLOCKING:
             return Decision.BLOCK
         changed = port.bdf in self._overrides or self._redirect is not None
         if port.acs is not None and not changed and not port.acs_capability & Acs.REQUEST_REDIRECT:
@@ -163,6 +163,9 @@ class Router:
 
     def to_memory(self, function: Function, memory: Memory) -> Way:
         """The way of a request from ``function`` to main memory."""
+        barred = self._barred(function)
+        if barred:
+            return Way((), blocked=barred)
         up = self._climb(function)
         return up._replace(sockets=self._crossing(self._node(function), memory.node))
 
@@ -176,9 +179,14 @@ class Router:
     def request(self, source: Function, target: Function) -> Way:
         """The way of a memory request from ``source`` to a BAR of ``target``."""
         translated = self.acs.translates(source)
+        way = self._request(source, target, translated=translated)
+        barred = self._barred(source) if way.root_complex is not None else ""
+        return Way((), way.redirecting, blocked=barred) if barred else way
+
+    def _request(self, source: Function, target: Function, *, translated: bool) -> Way:
         apex = self._apex(source, target)
         if apex is None:
-            return self._through_root_complex(source, target, ())
+            return self._on_root_bus(source, target, translated=translated)
         decision, port = self._meet(source, target, apex, translated=translated)
         if decision is Decision.DIRECT:
             return self._below(source, target, apex)
@@ -202,6 +210,9 @@ class Router:
         """The way of a read completion from ``completer`` back to ``requester``."""
         apex = self._apex(completer, requester)
         if apex is None:
+            redirects = self.acs.bits(completer, None) & Acs.COMPLETION_REDIRECT
+            if _one_device(completer, requester) and (relaxed or not redirects):
+                return Way(())
             return self._through_root_complex(completer, requester, ())
         port, kind = self._ingress(completer, apex)
         redirects = self.acs.bits(port, kind) & Acs.COMPLETION_REDIRECT
@@ -218,6 +229,28 @@ class Router:
             if hop.node.bdf in others:
                 return index, others[hop.node.bdf]
         return None
+
+    def _barred(self, source: Function) -> str:
+        """Why requests of ``source`` do not get to the root complex; empty when they do."""
+        if not self.acs.translates(source):
+            return ""
+        for hop in self.links.ascent(source):
+            if hop.link is not None and (
+                self.acs.bits(hop.node, hop.kind) & Acs.TRANSLATION_BLOCKING
+            ):
+                return f"{hop.node.bdf} lets no translated requests pass (ACS Translation Blocking)"
+        return ""
+
+    def _on_root_bus(self, source: Function, target: Function, *, translated: bool) -> Way:
+        """Where no bridge is common: inside an integrated device, or through the root complex."""
+        if not _one_device(source, target):
+            return self._through_root_complex(source, target, ())
+        decision = self.acs.decide(source, None, target, translated=translated)
+        if decision is Decision.DIRECT:
+            return Way(())
+        if decision is Decision.BLOCK:
+            return Way((), blocked=f"ACS of {source.bdf} blocks it")
+        return self._through_root_complex(source, target, (source.bdf,))
 
     def _ingress(
         self, function: Function, apex: tuple[int, int]
@@ -292,6 +325,15 @@ class Router:
         if source is None or target is None or source == target:
             return None
         return source, target
+
+
+def _one_device(one: Function, other: Function) -> bool:
+    """Whether two functions on a root bus belong to one device."""
+    return (one.bdf.domain, one.bdf.bus, one.bdf.device) == (
+        other.bdf.domain,
+        other.bdf.bus,
+        other.bdf.device,
+    )
 
 
 def _opposite(direction: Direction) -> Direction:
