@@ -80,3 +80,8 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
     if any(finding.severity is Severity.UNKNOWN and finding.id in DECIDING for finding in findings):
         return Verdict.UNKNOWN
     return Verdict.READY
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 group``, ``2 groups``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import GROUPS, Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
 from vfiokit.assign.doctor.unit import Unit, units
 
 _TABLES = "/sys/firmware/acpi/tables"
@@ -53,10 +53,10 @@ def _present(facts: Facts, found: tuple[Unit, ...]) -> Finding:
         return Finding(
             "iommu",
             Severity.OK,
-            f"the IOMMU is on: {len(groups)} groups"
-            + (f", {len(found)} unit{'s' if len(found) > 1 else ''} ({named})" if found else ""),
+            f"the IOMMU is on: {counted(len(groups), 'group')}"
+            + (f", {counted(len(found), 'unit')} ({named})" if found else ""),
             (
-                Evidence(GROUPS, f"{len(groups)} groups"),
+                Evidence(GROUPS, counted(len(groups), "group")),
                 *((Evidence("/sys/class/iommu", named),) if found else ()),
             ),
         )
@@ -141,10 +141,11 @@ def _mode(facts: Facts) -> Finding:
             "iommu-mode",
             Severity.UNKNOWN,
             "the mode in which host drivers use the IOMMU is not recorded",
-            tuple(reading.evidence for reading in readings[:1]),
+            tuple(reading.evidence for reading in readings[:1])
+            or (Evidence(f"{GROUPS}/*/type", "the chosen functions have no group"),),
             f"cat {GROUPS}/*/type",
         )
-    listed = ", ".join(f"{kind} ({count} groups)" for kind, count in kinds.most_common())
+    listed = ", ".join(f"{kind} ({counted(count, 'group')})" for kind, count in kinds.most_common())
     evidence = (Evidence(f"{GROUPS}/*/type", listed), facts.command_line.evidence)
     if kinds.get("identity"):
         return Finding(

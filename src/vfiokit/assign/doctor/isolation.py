@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
 from vfiokit.host.usage import uses
 from vfiokit.isolation.group import Group
 from vfiokit.isolation.leak import Leak
+from vfiokit.isolation.reason import Rule
 from vfiokit.isolation.viability import manages_own_dma
 from vfiokit.pci.topology import Function
 
@@ -72,7 +73,7 @@ def _companions(facts: Facts, function: Function) -> Iterator[Finding]:
             "group",
             Severity.OK,
             f"{bdf} shares IOMMU group {group.id}{predicted} with "
-            f"{len(others)} functions that need no change",
+            f"{counted(len(others), 'function')} that need no change",
             evidence,
             device=bdf,
         )
@@ -85,11 +86,18 @@ def _companions(facts: Facts, function: Function) -> Iterator[Finding]:
         Severity.PROBLEM if critical else Severity.WARNING,
         f"{bdf} takes along {listed}{more}: they share IOMMU group {group.id}{predicted}"
         + (f", and the host {critical[0].loss}" if critical else ""),
-        (*evidence, Evidence(f"{bdf} configuration space", facts.grouping.why(bdf).text())),
+        (*evidence, _reason(facts, function, taken[0])),
         f"vfiokit groups --why {bdf} says what holds the group together; another slot often "
         "splits it",
         bdf,
     )
+
+
+def _reason(facts: Facts, function: Function, other: Function) -> Evidence:
+    """What puts two functions together; of the one that came first only the other tells."""
+    whys = [facts.grouping.why(each.bdf) for each in (function, other)]
+    why = next((each for each in whys if each.rule is not Rule.OWN), whys[0])
+    return Evidence("by the registers", why.text())
 
 
 def _members(group: Group) -> Evidence:
@@ -123,7 +131,8 @@ def _made_up(facts: Facts, function: Function) -> Iterator[Finding]:
 
 def _uncertain(facts: Facts, function: Function) -> Iterator[Finding]:
     path = facts.topology.path_to_root(function)
-    unsure = {each.bdf for each in (function, *path)} & set(facts.grouping.uncertain)
+    members = facts.grouping.of(function.bdf).members
+    unsure = {*members, *(each.bdf for each in path)} & set(facts.grouping.undecided)
     if unsure:
         yield Finding(
             "acs",

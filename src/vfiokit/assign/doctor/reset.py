@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import DEVICES, Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
 from vfiokit.pci.topology import Bus, Function
 
 _COMPLETE = frozenset({"flr", "af_flr", "bus", "slot", "cxl_bus", "device_specific"})
@@ -92,6 +92,7 @@ def _hot_reset(facts: Facts, function: Function) -> Iterator[Finding]:
     group = facts.group_map.of(function)
     chosen = {each.bdf for each in facts.devices}
     members = set(group.members if group is not None else ()) | chosen
+    many = counted(len(concerned), "function")
     outside = [each for each in concerned if each.bdf not in members]
     listed = ", ".join(f"{each.bdf} ({each.recorded.driver or 'no driver'})" for each in concerned)
     evidence = (Evidence(f"functions below {bus.bridge.bdf}", listed[:300]),)
@@ -99,7 +100,7 @@ def _hot_reset(facts: Facts, function: Function) -> Iterator[Finding]:
         yield Finding(
             "hot-reset",
             Severity.NOTE,
-            f"a bus reset of {function.bdf} takes along {len(concerned)} functions below "
+            f"a bus reset of {function.bdf} takes along {many} below "
             f"{bus.bridge.bdf}, {len(outside)} of them outside its group: VFIO allows it only to "
             "one who holds them all",
             evidence,
@@ -110,8 +111,7 @@ def _hot_reset(facts: Facts, function: Function) -> Iterator[Finding]:
         yield Finding(
             "hot-reset",
             Severity.OK,
-            f"a bus reset of {function.bdf} takes along {len(concerned)} functions, all of which "
-            "go with it",
+            f"a bus reset of {function.bdf} takes along {many}, part of what is assigned",
             evidence,
             device=function.bdf,
         )
