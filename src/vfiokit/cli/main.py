@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "p2p": "who can do DMA to whom, why, and what would change it",
     "bandwidth": "predict how fast DMA between devices goes, and what limits it",
     "report": "write the host as one HTML page, or its topology as SVG or DOT",
+    "diff": "what changed between two hosts or two captures",
     "plan": "what assigning a device would change, cost and risk",
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",
