@@ -12,6 +12,9 @@ from p2p_format import Json
 
 from vfiokit.isolation import compare, predict
 from vfiokit.lab import Lab
+from vfiokit.p2p import Cpu, Peers
+from vfiokit.p2p.matrix import KINDS
+from vfiokit.pci.address import Bdf
 
 SCENARIOS: list[Json] = p2p_format.load()["scenarios"]
 
@@ -184,6 +187,36 @@ def test_a_plain_model_of_the_rule_says_the_same_for_every_pair() -> None:
         if found != expected:
             wrong.append((scenario["name"], pair, expected))
     assert not wrong
+
+
+def peers_of(scenario: Json) -> Peers:
+    cpu = scenario["cpu"]
+    return Peers(p2p_format.topology(scenario), cpu=Cpu(cpu["vendor"], cpu["family"], 0))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
+def test_p2p_says_what_the_kernel_said_message_by_message(scenario: Json) -> None:
+    peers = peers_of(scenario)
+    assert scenario["pairs"]
+    for pair in scenario["pairs"]:
+        answer = peers.map_type(Bdf.parse(pair["provider"]), Bdf.parse(pair["client"]))
+        assert answer.map_type.name == pair["map_type"]
+        assert answer.distance == pair["distance"]
+        # The kernel puts the driver's name in front, which no configuration space tells.
+        assert list(answer.messages) == [said.partition(" ")[2] for said in pair["messages"]]
+        assert answer.unknown == ()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario["name"])
+def test_the_matrix_says_what_the_kernel_said(scenario: Json) -> None:
+    providers = list(dict.fromkeys(Bdf.parse(pair["provider"]) for pair in scenario["pairs"]))
+    clients = list(dict.fromkeys(Bdf.parse(pair["client"]) for pair in scenario["pairs"]))
+    matrix = peers_of(scenario).matrix(providers, clients)
+    for pair in scenario["pairs"]:
+        row = providers.index(Bdf.parse(pair["provider"]))
+        column = clients.index(Bdf.parse(pair["client"]))
+        assert KINDS[matrix.map_types[row, column]].name == pair["map_type"]
+        assert matrix.distances[row, column] == pair["distance"]
 
 
 def unsigned(message: str) -> str:

@@ -379,6 +379,9 @@ def _print_remedy(output: Output, number: int, remedy: Remedy) -> None:
     output.heading(f"remedy {number}: {_HEADS[remedy.way.value]}")
     for obstacle in remedy.obstacles:
         output.line(f"  in the way: {obstacle}")
+    if not remedy.possible:
+        output.line("  not possible on this machine")
+        return
     if not remedy.changes:
         output.line("  no port has to change")
         return

@@ -85,6 +85,11 @@ class Answer(NamedTuple):
                 f"{'these send' if many else 'it sends'} peer-to-peer requests up to the host "
                 "bridge."
             )
+        if self.provider != self.client and self.provider[:3] == self.client[:3]:
+            lines.append(
+                "They are functions of one device: what it forwards inside itself no port sees, "
+                "whatever Linux says."
+            )
         lines.append(f"{self.reason[:1].upper()}{self.reason[1:]}.")
         if self.unknown:
             lines.append(f"Not known: {'; '.join(self.unknown)}.")

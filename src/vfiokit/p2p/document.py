@@ -123,6 +123,7 @@ def _remedy(found: Remedy) -> Json:
         "config_acs": found.config_acs,
         "disable_acs_redir": found.disable_acs_redir,
         "setpci": list(found.setpci),
+        "possible": found.possible,
         "obstacles": list(found.obstacles),
         "price": price(found.price),
     }

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from vfiokit.errors import ConfigRangeError
+from vfiokit.isolation.quirk import Condition, acs_quirks
 from vfiokit.p2p.answer import Answer, MapType, Rule
 from vfiokit.p2p.chain import REDIRECTING
 from vfiokit.p2p.peers import Peers
@@ -29,6 +30,8 @@ TRANSLATED = Acs(0x5D)
 
 _FLAGS = 7
 _ATS, _ATS_CONTROL, _ATS_ENABLE = 0x0F, 0x06, 0x8000
+_EXTENDED = 0x100
+_SHOWN = 6
 
 Pair = tuple[Bdf, Bdf]
 """Provider and client."""
@@ -78,6 +81,8 @@ class Remedy(NamedTuple):
     """What it was made for."""
     changes: tuple[Change, ...]
     """In address order; empty when only the clients' ATS is missing."""
+    possible: bool
+    """Whether this machine can have it: ports and clients offer what it takes."""
     obstacles: tuple[str, ...]
     """Why it does not work on this machine, or not yet; empty when nothing is in the way."""
     price: Price
@@ -154,28 +159,70 @@ def _clear(peers: Peers, answers: Sequence[Answer]) -> Remedy:
     changes = tuple(
         _change(topology[bdf], topology[bdf].acs_control & ~REDIRECTING) for bdf in ports
     )
-    obstacles = tuple(
-        f"for {answer.client} to {answer.provider}: {missing}"
-        for answer in answers
-        for missing in answer.unknown
-    )
-    return _remedy(peers, Way.CLEAR_REDIRECT, answers, changes, obstacles)
+    missing = {each for answer in answers for each in answer.unknown}
+    obstacles = [f"not known: {each}" for each in sorted(missing)]
+    obstacles += [
+        f"for {bdf} the kernel has a workaround of its own, which clears the redirects and takes "
+        "no bits from config_acs="
+        for bdf in ports
+        if any(row.condition is Condition.DWORD_LAYOUT for row in acs_quirks(topology[bdf]))
+    ]
+    return _remedy(peers, Way.CLEAR_REDIRECT, answers, changes, (True, obstacles))
 
 
 def _translate(peers: Peers, answers: Sequence[Answer]) -> Remedy:
     topology = peers.topology
+    ports = sorted({bdf for answer in answers for bdf in _on_the_way(topology, answer)})
+    clients = sorted({answer.client for answer in answers})
+    lacking = [bdf for bdf in ports if not topology[bdf].acs_capability & Acs.DIRECT_TRANSLATED]
+    states = {bdf: _ats(topology[bdf]) for bdf in clients}
+    changes = tuple(
+        change
+        for bdf in ports
+        if (change := _change(topology[bdf], TRANSLATED & topology[bdf].acs_capability)).before
+        != change.after
+    )
     obstacles: list[str] = []
-    changes: list[Change] = []
-    for bdf in sorted({bdf for answer in answers for bdf in _on_the_way(topology, answer)}):
-        function = topology[bdf]
-        change = _change(function, TRANSLATED & function.acs_capability)
-        if not function.acs_capability & Acs.DIRECT_TRANSLATED:
-            obstacles.append(f"{bdf} has no Direct Translated P2P")
-        if change.before != change.after:
-            changes.append(change)
-    for bdf in sorted({answer.client for answer in answers}):
-        obstacles += _ats_obstacle(topology[bdf])
-    return _remedy(peers, Way.TRANSLATED, answers, tuple(changes), tuple(obstacles))
+    if lacking:
+        obstacles.append(f"no Direct Translated P2P in {_listed(lacking)}")
+    for state, words in _ATS_WORDS.items():
+        concerned = [bdf for bdf in clients if states[bdf] is state]
+        if concerned:
+            obstacles.append(words.format(_listed(concerned)))
+    possible = not lacking and _Ats.ABSENT not in states.values()
+    return _remedy(peers, Way.TRANSLATED, answers, changes, (possible, obstacles))
+
+
+class _Ats(Enum):
+    """What a client can do about translated requests."""
+
+    ABSENT = 0
+    UNKNOWN = 1
+    OFF = 2
+    ON = 3
+
+
+_ATS_WORDS = {
+    _Ats.ABSENT: "no ATS, so no translated requests, in {}",
+    _Ats.UNKNOWN: "not known whether ATS is enabled in {}",
+    _Ats.OFF: "ATS is off in {}: the kernel enables it with the device's IOMMU domain, and the "
+    "card's firmware may have to offer it first",
+}
+
+
+def _ats(client: Function) -> _Ats:
+    ats = client.capabilities.find_extended(_ATS)
+    if ats is None:
+        return _Ats.ABSENT if client.config.has(_EXTENDED, 4) else _Ats.UNKNOWN
+    try:
+        return _Ats.ON if ats.raw(_ATS_CONTROL, 2) & _ATS_ENABLE else _Ats.OFF
+    except ConfigRangeError:
+        return _Ats.UNKNOWN
+
+
+def _listed(bdfs: Sequence[Bdf]) -> str:
+    more = f" and {len(bdfs) - _SHOWN} more" if len(bdfs) > _SHOWN else ""
+    return ", ".join(map(str, bdfs[:_SHOWN])) + more
 
 
 def _on_the_way(topology: Topology, answer: Answer) -> set[Bdf]:
@@ -186,21 +233,6 @@ def _on_the_way(topology: Topology, answer: Answer) -> set[Bdf]:
         if bdf not in (answer.provider, answer.client) and topology[bdf].acs is not None
     }
     return bridges | set(answer.redirecting)
-
-
-def _ats_obstacle(client: Function) -> list[str]:
-    ats = client.capabilities.find_extended(_ATS)
-    if ats is None:
-        return [f"the client {client.bdf} has no ATS, so it cannot send translated requests"]
-    try:
-        if ats.raw(_ATS_CONTROL, 2) & _ATS_ENABLE:
-            return []
-    except ConfigRangeError:
-        return [f"whether ATS of the client {client.bdf} is enabled is not known"]
-    return [
-        f"ATS of the client {client.bdf} is off: its driver or VFIO enables it where the IOMMU "
-        "supports it, and the card's firmware may have to be told"
-    ]
 
 
 def _change(function: Function, after: Acs) -> Change:
@@ -219,11 +251,14 @@ def _remedy(
     way: Way,
     answers: Sequence[Answer],
     changes: tuple[Change, ...],
-    obstacles: tuple[str, ...],
+    standing: tuple[bool, list[str]],
 ) -> Remedy:
+    """``standing``: whether it is possible, and what is in the way."""
     edited = with_acs_control(peers.topology, {change.function: change.after for change in changes})
     pairs = tuple((answer.provider, answer.client) for answer in answers)
-    return Remedy(way, pairs, changes, obstacles, price(peers.topology, edited))
+    possible, obstacles = standing
+    cost = price(peers.topology, edited)
+    return Remedy(way, pairs, changes, possible, tuple(obstacles), cost)
 
 
 def assignment_note(answer: Answer) -> str:
