@@ -12,7 +12,7 @@ from vfiokit.cli.render import Output, note
 from vfiokit.cli.session import Session
 
 if TYPE_CHECKING:
-    from vfiokit.host.processor import Cpu
+    from vfiokit.host.tree import Tree
     from vfiokit.web.page import Content
 
 DESCRIPTION = """\
@@ -81,14 +81,13 @@ def _wanted(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _collect(session: Session) -> Content:
     from vfiokit.errors import SourceError
-    from vfiokit.host.processor import read_cpu
     from vfiokit.web.report import describe
 
     topology = session.topology()
-    cpu: Cpu | None = None
-    with contextlib.suppress(SourceError):  # without files the functions are asked
-        cpu = read_cpu(session.tree)
-    return describe(topology, host=_name(session), cpu=cpu, limits=session.limits)
+    tree: Tree | None = None
+    with contextlib.suppress(SourceError):  # descriptions without files
+        tree = session.tree
+    return describe(topology, host=_name(session), tree=tree, limits=session.limits)
 
 
 def _name(session: Session) -> str:

@@ -22,6 +22,8 @@ CAPTION = 13
 """Height of the line above chips."""
 CHARACTER = 6.6
 """Advance of a monospace character at 11 px, rounded up."""
+CAPTION_CHARACTER = 5.4
+"""The same of a caption at 9.5 px."""
 SHORT_STUB, LINK_STUB = 30, 82
 """Length of a wire, without and with the text of a link."""
 FUNCTION_WIDTH = 372
@@ -198,7 +200,8 @@ class _Layout:
             return self.address_width + 104
         if node.kind == "function":
             return self.address_width + FUNCTION_WIDTH - 7 * CHARACTER
-        return min(len(node.items), CHIPS_A_ROW) * (CHIP_WIDTH + CHIP_GAP)
+        caption = len(node.caption) * CAPTION_CHARACTER
+        return max(min(len(node.items), CHIPS_A_ROW) * (CHIP_WIDTH + CHIP_GAP), caption)
 
     def _place(self, node: Node, x: float, y: float) -> tuple[Placed, float]:
         """Place ``node`` with its upper edge at ``y``; returns where the next may begin."""
@@ -206,7 +209,6 @@ class _Layout:
         if node.kind == "chips":
             rows = (len(node.items) + CHIPS_A_ROW - 1) // CHIPS_A_ROW
             height = CAPTION + rows * (CHIP_HEIGHT + CHIP_GAP) - CHIP_GAP
-            width = max(width, len(node.caption) * CHARACTER + 24)
         placed = Placed(node, x, y, width, height)
         self.boxes.append(placed)
         linked = has_link(self.inventory, node)
@@ -215,9 +217,13 @@ class _Layout:
             child_x = x + 24
         bottom = y + height + ROW - BOX
         below = bottom if node.kind == "function" else y
+        edge, widest = below, 0.0
         for index, child in enumerate(node.children):
-            box, below = self._place(child, child_x, below)
+            # Chips that end before the ports beside them do fit below the last of these.
+            tucked = child.kind == "chips" and self._width(child) <= widest + SHORT_STUB - 10
+            box, end = self._place(child, child_x, edge if tucked else below)
             self.wires.append(Wire(placed, box, child_x - 10, linked and index == 0))
+            below, edge, widest = max(below, end), box.y + box.height + ROW - BOX, box.width
         return placed, max(below, bottom)
 
 

@@ -11,6 +11,8 @@ from vfiokit.web.palette import hue_of_groups, style_sheet
 from vfiokit.web.svg import asset, element, escape
 
 if TYPE_CHECKING:
+    from vfiokit.assign.doctor import Finding
+    from vfiokit.web.advice import Advice
     from vfiokit.web.pairs import Pairs
 
 MATRIX_WITHOUT_SCRIPT = 32
@@ -24,16 +26,6 @@ _GLYPHS = {
 """Map types: style, mark, words."""
 
 
-class Remark(NamedTuple):
-    """Something found about the host, for the list of findings."""
-
-    severity: str
-    subject: str
-    what: str
-    remedy: str = ""
-    evidence: tuple[str, ...] = ()
-
-
 class Content(NamedTuple):
     """Everything the page says."""
 
@@ -41,7 +33,8 @@ class Content(NamedTuple):
     """What the host is called."""
     inventory: Inventory
     pairs: Pairs
-    remarks: tuple[Remark, ...] = ()
+    advice: Advice
+    findings: tuple[Finding, ...] = ()
     limits: tuple[str, ...] = ()
     """What the description of the host cannot tell."""
 
@@ -79,6 +72,7 @@ def page(content: Content) -> str:
         glyphs=_GLYPHS,
         groups=_group_rows(inventory),
         table=_table(content),
+        findings=[finding for finding in content.findings if finding.severity != "ok"],
         facts=_facts(inventory),
     )
 
@@ -148,6 +142,9 @@ def _data(content: Content) -> dict[str, object]:
         "blocks": pairs.blocks,
         "far": pairs.far,
         "stories": pairs.stories,
+        "changes": content.advice.changes,
+        "obstacles": content.advice.obstacles,
+        "prices": content.advice.prices,
         "labels": dict(KINDS),
     }
 

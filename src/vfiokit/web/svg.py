@@ -19,12 +19,13 @@ from vfiokit.web.layout import (
     Wire,
     chip_place,
     draw,
+    has_link,
     link_of,
 )
 from vfiokit.web.palette import hue_of_groups, style_sheet
 
 _LABELS = dict(KINDS)
-_NAME_CHARACTER = 6.1
+_NAME_CHARACTER = 6.5
 """Room for a character of a name at 11 px."""
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -95,7 +96,7 @@ def _wire(inventory: Inventory, wire: Wire) -> str:
     path = f"{start}V{end:.1f}H{child.x:.0f}"
     names = ["wire"]
     label = ""
-    item = link_of(inventory, parent.node) if parent.node.kind == "port" else None
+    item = link_of(inventory, parent.node) if has_link(inventory, parent.node) else None
     if item is not None and item.link is not None:
         names.append(_weight(item.link.rate))
         names += ["slow"] if item.link.best else []

@@ -63,7 +63,7 @@ class Matrix {
     const longest = Math.max(...this.order.map((number) => functions[number].address.length));
     const width = this.grid.clientWidth;
     const room = (size) => {
-      const label = size >= LABEL_FROM ? longest * 6.7 + 42 : 14;
+      const label = size >= LABEL_FROM ? longest * 6.7 + 42 : 84;
       return { left: label, top: size >= LABEL_FROM ? longest * 6.7 + 10 : 14 };
     };
     if (this.zoom === null || this.zoom === undefined) {
@@ -171,7 +171,7 @@ class Matrix {
 
   labels(paint, colours, x, y, firstRow, lastRow, firstColumn, lastColumn) {
     const { size, left, top, order } = this;
-    if (size < LABEL_FROM) return;
+    if (size < LABEL_FROM) { this.hostLabels(paint, colours, y, firstRow, lastRow); return; }
     const pick = this.picked ?? [-1, -1];
     paint.textBaseline = "middle";
     paint.font = '11px ui-monospace,"SF Mono",Consolas,"DejaVu Sans Mono",monospace';
@@ -204,6 +204,20 @@ class Matrix {
       paint.restore();
     }
     paint.restore();
+  }
+
+  // Too many rows to name each: the root bus of every run of rows that is high enough.
+  hostLabels(paint, colours, y, firstRow, lastRow) {
+    paint.font = '11px ui-monospace,"SF Mono",Consolas,"DejaVu Sans Mono",monospace';
+    paint.textAlign = "left";
+    paint.textBaseline = "middle";
+    paint.fillStyle = colours.text;
+    for (let row = firstRow, next; row < lastRow; row = next) {
+      const host = functions[this.order[row]].host;
+      for (next = row + 1; next < lastRow && functions[this.order[next]].host === host;) next++;
+      const from = Math.max(y(row), this.top), to = y(next);
+      if (to - from >= 12) paint.fillText(data.hosts[host][0], 0, (from + to) / 2);
+    }
   }
 
   at(event) {

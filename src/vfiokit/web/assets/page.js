@@ -70,8 +70,8 @@ function end(word, number) {
 function step(number, redirecting) {
   const { address, role, acs } = functions[number];
   const item = make("li", {}, make("code", {}, address), make("span", { class: "role" }, role));
-  if (acs) item.append(make("span", { class: "role" }, acs));
   if (redirecting) item.append(make("span", { class: "redirects" }, "redirects"));
+  if (acs) item.append(make("span", { class: "role" }, acs));
   return item;
 }
 
@@ -92,8 +92,37 @@ function tellPair(story) {
     parts.push(make("h3", {}, "Not known"), ...story.unknown.map((line) => make("p", {}, `${line}.`)));
   if (story.messages.length)
     parts.push(make("h3", {}, "What the kernel would log"), make("pre", {}, story.messages.join("\n")));
-  parts.push(make("div", { class: "actions" }, swap, clearButton()));
+  parts.push(...remedy(story), make("div", { class: "actions" }, swap, clearButton()));
   detail.replaceChildren(...parts);
+}
+
+const commands = (lines) => make("pre", {}, lines.join("\n"));
+
+function remedy(story) {
+  if (!story.redirecting.length) return [];
+  const listed = (numbers) => numbers.map((number) => functions[number].address).join(", ");
+  const cleared = story.redirecting.map((number) => data.changes[number]).filter(Boolean);
+  const bits = (kind) => (changes) => `pci=config_acs=${changes.map((change) => change[kind]).join(";")}`;
+  const parts = [
+    make("h3", {}, "Remedy: no redirect on the way"),
+    make("p", {}, `Take it off ${listed(story.redirecting)}, by kernel parameter or until the next boot:`),
+    commands([bits(0)(cleared), ...cleared.map((change) => change[1])]),
+  ];
+  const price = data.prices[[...story.redirecting].sort((one, other) => one - other).join(",")];
+  if (!price) parts.push(make("p", {}, "What becomes of the IOMMU groups: vfiokit p2p tells."));
+  else if (price.length) parts.push(...price.map((line) => make("p", { class: "price" }, `Price: ${line}`)));
+  else parts.push(make("p", {}, "No IOMMU group changes."));
+  const others = new Set([story.provider, story.client]);
+  const ports = story.path.filter((number) =>
+    data.changes[number]?.[2] && (!others.has(number) || story.redirecting.includes(number)));
+  const translated = ports.map((number) => data.changes[number]);
+  const obstacles = [...story.path.filter((number) => number !== story.provider)]
+    .flatMap((number) => data.obstacles[number] ?? []);
+  parts.push(make("h3", {}, "Remedy that keeps the groups: ATS and Direct Translated P2P"));
+  if (translated.length)
+    parts.push(commands([bits(2)(translated), ...translated.map((change) => change[3])]));
+  parts.push(...obstacles.map((line) => make("p", { class: "obstacle" }, `In the way: ${line}.`)));
+  return parts;
 }
 
 function clearButton() {
