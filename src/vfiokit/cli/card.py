@@ -18,6 +18,9 @@ UNCERTAIN = "uncertain: configuration space that decides is not in this descript
 CARD, REGISTERS, EVERYTHING, BYTES = range(4)
 """Depths: facts; every register; with raw bytes, findings, sections; with the whole space."""
 
+_LSPCI_READS = 200
+"""Characters of a line; 253 bytes are its limit, and names may take more than a byte each."""
+
 
 def lines(view: View, function: Function, depth: int, style: Style) -> list[str]:
     """Everything about one function, as text, as deep as asked."""
@@ -43,8 +46,18 @@ def lines(view: View, function: Function, depth: int, style: Style) -> list[str]
     if depth >= EVERYTHING:
         found += _vpd_lines(view, function)
     if depth >= BYTES:
+        found = [part for line in found for part in _folded(line)]
         found += _dump_lines(function)
     return found
+
+
+def _folded(line: str) -> list[str]:
+    """``line``, in pieces where it is longer than what lspci reads (``lib/dump.c``)."""
+    if len(line) <= _LSPCI_READS:
+        return [line]
+    from textwrap import wrap
+
+    return wrap(line, _LSPCI_READS, subsequent_indent=" " * 15, break_on_hyphens=False)
 
 
 def _place_lines(view: View, function: Function) -> list[str]:
@@ -128,6 +141,8 @@ def _finding_lines(function: Function, depth: int) -> list[str]:
 def _register_lines(function: Function, style: Style) -> Iterator[str]:
     from vfiokit.pci.capability.text import capability_lines, header_lines
 
+    if _is_from_text(function):
+        style = style._replace(full=False)
     yield from header_lines(function.config, style)
     for capability in function.capabilities:
         yield from capability_lines(capability, style)
@@ -148,12 +163,16 @@ def _vpd_lines(view: View, function: Function) -> Iterator[str]:
 
 
 def _dump_lines(function: Function) -> list[str]:
-    from vfiokit.host.partial import PartialConfig
     from vfiokit.pci.hex_dump import rows
 
-    if isinstance(function.config, PartialConfig):
-        return []  # registers read out of a text: its bytes were never there
-    return rows(function.config.data)
+    return [] if _is_from_text(function) else rows(function.config.data)
+
+
+def _is_from_text(function: Function) -> bool:
+    """Whether registers were read out of words: their bytes and reserved bits were never there."""
+    from vfiokit.host.partial import PartialConfig
+
+    return isinstance(function.config, PartialConfig)
 
 
 def document(view: View, function: Function) -> dict[str, object]:

@@ -6,9 +6,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit.errors import ConfigRangeError
-from vfiokit.pci.capability.express import LINK_CAPABILITIES, LINK_STATUS, PortType
+from vfiokit.pci.capability.express import (
+    CAPABILITIES,
+    LINK_CAPABILITIES,
+    LINK_CAPABILITIES_2,
+    LINK_STATUS,
+    SPEEDS,
+    PortType,
+)
 
 if TYPE_CHECKING:
+    from vfiokit.pci.capability import Capability
     from vfiokit.pci.ids import Name
     from vfiokit.pci.topology import Function, Topology
 
@@ -97,11 +105,25 @@ def link(function: Function) -> Link:
         able = function.express.value(LINK_CAPABILITIES)
     except ConfigRangeError:
         return _NO_LINK
-    return Link(_speed(status & 15), status >> 4 & 63, _speed(able & 15), able >> 4 & 63)
+    best = _best_speed(function.express) or able & 15
+    return Link(_speed(status & 15), status >> 4 & 63, _speed(best), able >> 4 & 63)
+
+
+def _best_speed(express: Capability) -> int:
+    """The code of the fastest speed that Link Capabilities 2 lists; 0 where it lists none.
+
+    As Linux ``pcie_get_speed_cap``: Link Capabilities may name a slower one.
+    """
+    try:
+        if express.field(CAPABILITIES, "version") < 2:
+            return 0
+        return express.field(LINK_CAPABILITIES_2, "supported_speeds").bit_length()
+    except ConfigRangeError:
+        return 0
 
 
 def _speed(code: int) -> str | None:
-    return LINK_STATUS.field("speed").meaning.get(code)
+    return SPEEDS.get(code)
 
 
 def link_text(function: Function) -> str:
