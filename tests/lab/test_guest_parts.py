@@ -152,7 +152,7 @@ def test_the_initial_file_system_holds_modules_and_the_first_process(tmp_path: P
         folder.resolve(["vfio-pci"]),
         ("quiet", "vfio_pci.disable_denylist=1"),
     )
-    found = unpack(boot.build())
+    found = unpack(boot.build().to_bytes())
     assert found["init"][1].startswith(b"\x7fELF")
     assert found["dev/console"][0] == 0o020600
     assert [name for name in found if name.startswith("modules/")] == [

@@ -65,6 +65,10 @@ def test_another_projects_tests_run_in_guests(pytester: pytest.Pytester, lab_ker
     pytester.makepyfile(
         TESTS
         + """
+    @pytest.mark.lab(root="image")
+    def test_a_function_from_an_image(self, lab_host):
+        assert lab_host.run_python(count_groups) > 1
+
     def test_a_program_and_a_function(self, lab_host):
         assert "dev=0000:01:00.0" in lab_host.run(["env"]).text
         assert lab_host.run_python(count_groups) > 1
@@ -74,4 +78,4 @@ def count_groups():
     return len(os.listdir("/sys/kernel/iommu_groups"))
 """
     )
-    run(pytester, f"--lab-kernel={lab_kernel}").assert_outcomes(passed=3)
+    run(pytester, f"--lab-kernel={lab_kernel}").assert_outcomes(passed=4)

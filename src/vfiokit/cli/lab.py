@@ -13,6 +13,9 @@ from vfiokit.cli.render import Output, note
 from vfiokit.cli.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vfiokit.lab.equipment import Equipment
     from vfiokit.lab.guest_run import Result
     from vfiokit.lab.laboratory import Lab
 
@@ -134,6 +137,21 @@ def _add(
         metavar="NAME[=VALUE]",
         help="set a variable in the guest, or pass one on; may be repeated",
     )
+    parser.add_argument(
+        "--root",
+        default="auto",
+        metavar="KIND",
+        help="files that the guest sees: host (this host's), image (a few of them, for kernels "
+        "without 9p), or auto (default: the host's where the kernel can)",
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also put this file, folder or installed Python package into an image; may be "
+        "repeated",
+    )
     parser.add_argument("-C", "--folder", metavar="DIR", help="where to run it (default: here)")
     return parser
 
@@ -171,6 +189,8 @@ def build_lab(arguments: argparse.Namespace) -> Lab:
         smp=arguments.smp,
         append=tuple(word for words in arguments.append for word in words.split()),
         needs=tuple(arguments.needs),
+        root=arguments.root,
+        include=tuple(arguments.include),
         timeout_s=getattr(arguments, "timeout", 0.0),
         environment=_variables(arguments.env),
     )
@@ -206,10 +226,21 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         Output(json=True).document("lab-run", "lab", _document(result))
+    for left_out in result.left_out:
+        note(f"lab: {left_out}")
+    if result.image:
+        note(f"lab: {image_sizes(result.image)}")
     if arguments.verbose:
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.phases.items())
         note(f"lab: {result.seconds:.2f} s: {phases}")
     return result.status
+
+
+def image_sizes(sizes: Mapping[str, int]) -> str:
+    """How large an image is, and what makes it so."""
+    parts = sorted(sizes.items(), key=lambda part: -part[1])
+    listed = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in parts if size >= 50_000)
+    return f"image of {sum(sizes.values()) / 1e6:.1f} MB: {listed}"
 
 
 def _document(result: Result) -> dict[str, object]:
@@ -219,6 +250,7 @@ def _document(result: Result) -> dict[str, object]:
         "stderr": result.stderr.decode("utf-8", "replace"),
         "console": result.console,
         "seconds": round(result.seconds, 3),
+        "image": dict(result.image),
         "phases": {name: round(seconds, 3) for name, seconds in result.phases.items()},
     }
 
@@ -237,9 +269,10 @@ def _check(arguments: argparse.Namespace) -> int:
     command = equipment.qemu_command(hardware, Path("WORK"), "stdio")
     places = {name: str(place.bdf) for name, place in equipment.blueprint.places().items()}
     facts = {
-        "qemu": f"{equipment.qemu.command[-1]} {equipment.qemu.version}",
+        "qemu": f"{equipment.qemu.program} {equipment.qemu.version}",
         "kernel": str(equipment.kernel.image),
         "release": equipment.kernel.release,
+        "files": _files(equipment),
         "modules": " ".join(module.name for module in equipment.modules()) or "none needed",
         "topology": str(equipment.blueprint) or "nothing",
     }
@@ -254,6 +287,13 @@ def _check(arguments: argparse.Namespace) -> int:
         output.line(f"{'':<10}{address}  {name}")
     output.line(f"{'command':<10}{shlex.join(command)}")
     return 0
+
+
+def _files(equipment: Equipment) -> str:
+    if equipment.root.shared:
+        return "this host's, over 9p"
+    reason = equipment.root.reason
+    return "a few, in an image" + (f", because {reason}" if reason else "")
 
 
 _ACTIONS = {"run": _run, "shell": _shell, "check": _check}

@@ -6,7 +6,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -98,9 +99,22 @@ def locate(target: Target) -> tuple[str, str, str]:
     return module, str(Path(file).absolute()) if file else "", function
 
 
-def write(folder: Path, calls: Sequence[Mapping[str, Any]]) -> None:
-    """Leave the batch where the guest looks for it."""
-    (folder / "batch.json").write_text(json.dumps(list(calls)), encoding="utf-8")
+def files(calls: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The batch as a file of the lab's own, where the guest looks for it."""
+    return {"batch.json": json.dumps(list(calls)).encode()}
+
+
+def sources(calls: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Folders that Python finds the calls' modules in, for an image; of an installed package only
+    the folder of the module.
+    """
+    installed = set(sysconfig.get_paths().values())
+    searched = {os.path.abspath(folder) for folder in sys.path} - installed
+    found: dict[str, None] = {}
+    for place in {os.path.dirname(call["file"]): None for call in calls if call["file"]}:
+        above = [folder for folder in searched if f"{place}/".startswith(f"{folder}/")]
+        found[max(above, key=len, default=place)] = None
+    return list(found)
 
 
 def command() -> tuple[str, ...]:
@@ -117,19 +131,19 @@ def environment() -> dict[str, str]:
 
 
 def read(folder: Path, scenarios: Sequence[Scenario], trouble: str = "") -> tuple[Outcome, ...]:
-    """Outcomes left in ``folder``; ``trouble`` is what ended the guest early, if something did."""
-    return tuple(
-        _outcome(folder, number, str(scenario), trouble)
-        for number, scenario in enumerate(scenarios)
-    )
+    """Outcomes left in ``folder``; ``trouble`` is what ended the guest early, if something did.
 
-
-def _outcome(folder: Path, number: int, name: str, trouble: str) -> Outcome:
-    printed = folder / f"output-{number}"
-    output = printed.read_text("utf-8", "replace") if printed.exists() else ""
-    path = folder / f"result-{number}.json"
-    if path.exists():
-        return Outcome(name, output=output, **json.loads(path.read_text("utf-8")))
-    if (folder / f"begun-{number}").exists():
-        return Outcome(name, error=trouble or "the guest ended during it", output=output)
-    return Outcome(name, error="not run, because the guest ended before it")
+    The first scenario without a result is the one that was at work then.
+    """
+    outcomes: list[Outcome] = []
+    for number, scenario in enumerate(scenarios):
+        printed = folder / f"output-{number}"
+        output = printed.read_text("utf-8", "replace") if printed.exists() else ""
+        path = folder / f"result-{number}.json"
+        if path.exists():
+            fields = json.loads(path.read_text("utf-8"))
+        else:
+            fields = {"error": trouble or "the guest ended during it"}
+            trouble = "not run, because the guest ended before it"
+        outcomes.append(Outcome(str(scenario), output=output, **fields))
+    return tuple(outcomes)

@@ -61,6 +61,13 @@ class Archive:
         """The archive with its trailer, padded so that another one can follow."""
         return b"".join([*self._parts, _entry(_TRAILER, 0, 0, b"", 0, (0, 0))])
 
+    def write(self, path: Path) -> int:
+        """Write the archive to a file; returns its size in bytes."""
+        with path.open("wb") as file:
+            file.writelines(self._parts)
+            file.write(_entry(_TRAILER, 0, 0, b"", 0, (0, 0)))
+            return file.tell()
+
     def _add(
         self,
         name: str,

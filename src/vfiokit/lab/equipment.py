@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit.errors import UsageError
 from vfiokit.lab import guest_system
@@ -30,12 +31,36 @@ KERNEL_ARGUMENTS = (
     "no_timer_check",
 )
 
+CHANNEL = "channel"
+"""What the guest sends back where it sees none of the host's files."""
+
+SHARE_DEVICE = "virtio-9p-pci"
 _SHARING = "security_model=none,multidevs=remap"
 
 
 def escape(path: Path) -> str:
     """A path inside an option of QEMU's, where a comma is written twice."""
     return str(path).replace(",", ",,")
+
+
+class Root(StrEnum):
+    """Which files a guest sees."""
+
+    AUTO = "auto"
+    """The host's where the kernel can, else an image."""
+    HOST = "host"
+    """The host's, over 9p."""
+    IMAGE = "image"
+    """The few that were put into its initial RAM file system."""
+
+
+class RootChoice(NamedTuple):
+    """What became of :class:`Root`."""
+
+    shared: bool
+    """The host's files over 9p."""
+    reason: str
+    """Why not; empty when they are, or when an image was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +72,7 @@ class Equipment:
     qemu: Qemu
     iommu: IommuSetup
     kernel: Kernel
+    root: RootChoice
 
     def guest_variables(self) -> dict[str, str]:
         """What the command is told about its guest."""
@@ -63,7 +89,7 @@ class Equipment:
         lab = self.lab
         if lab.memory_mib < 128 or lab.smp < 1:
             raise UsageError("a guest needs at least 128 MiB and 1 CPU")
-        furniture = (
+        furniture: tuple[str, ...] = (
             *("-fsdev", f"local,id=lab-root,path=/,{_SHARING},readonly=on"),
             *("-device", f"virtio-9p-pci,fsdev=lab-root,mount_tag={guest_system.ROOT_TAG}"
               ",addr=1e.0,multifunction=on"),
@@ -71,6 +97,8 @@ class Equipment:
             *("-device", f"virtio-9p-pci,fsdev=lab-share,mount_tag={guest_system.SHARE_TAG}"
               ",addr=1e.1"),
         )  # fmt: skip
+        if not self.root.shared:
+            furniture = ("-serial", f"file:{escape(work / CHANNEL)}")
         return (
             *self.qemu.command,
             *("-machine", "q35", "-accel", "tcg", "-cpu", cpu_model(lab.cpu)),
@@ -88,7 +116,9 @@ class Equipment:
     def modules(self) -> tuple[Module, ...]:
         """Modules that the guest loads, in order; none where everything is part of the kernel."""
         wanted = (need.lower() for need in self.lab.needs)
-        names = guest_system.module_names(self.blueprint, self.iommu.modules)
+        names = guest_system.module_names(
+            self.blueprint, self.iommu.modules, shared=self.root.shared
+        )
         return self.kernel.modules.resolve((*names, *wanted))
 
 
@@ -100,16 +130,36 @@ def find(lab: Lab) -> Equipment:
     blueprint = lab.blueprint()
     iommu = parse_iommu(str(lab.iommu))
     qemu = Qemu.find(lab.qemu)
-    qemu.require("virtio-9p-pci", "the host's files")
     setup = iommu_setup(iommu, qemu)
     kernel = Kernel.find(str(lab.kernel), str(lab.modules))
-    kernel.require(_needs(lab, iommu, setup))
-    return Equipment(lab, blueprint, qemu, setup, kernel)
+    root = choose_root(str(lab.root), kernel, qemu)
+    kernel.require(_needs(lab, iommu, setup, shared=root.shared))
+    if root.shared:
+        qemu.require(SHARE_DEVICE, "the host's files")
+    return Equipment(lab, blueprint, qemu, setup, kernel, root)
 
 
-def _needs(lab: Lab, iommu: Iommu, setup: IommuSetup) -> Iterator[Need]:
+def choose_root(wanted: str, kernel: Kernel, qemu: Qemu) -> RootChoice:
+    """The host's files where kernel and QEMU can share them, unless told otherwise."""
+    try:
+        root = Root(wanted)
+    except ValueError:
+        raise UsageError(f"root {wanted!r} is none of {', '.join(Root)}") from None
+    if root is not Root.AUTO:
+        return RootChoice(root is Root.HOST, "")
+    lacking = kernel.lacking(guest_system.SHARE_NEEDS)
+    if lacking:
+        listed = ", ".join(f"CONFIG_{need.option}" for need in lacking)
+        return RootChoice(False, f"the kernel lacks {listed}")
+    if qemu.properties(SHARE_DEVICE) is None:
+        return RootChoice(False, f"QEMU {qemu.version} lacks {SHARE_DEVICE}")
+    return RootChoice(True, "")
+
+
+def _needs(lab: Lab, iommu: Iommu, setup: IommuSetup, *, shared: bool) -> Iterator[Need]:
     yield from guest_system.BASE_NEEDS
-    yield from guest_system.SHARE_NEEDS
+    if shared:
+        yield from guest_system.SHARE_NEEDS
     for option in setup.options:
         yield Need(option, f"--iommu {iommu}", option.lower() if setup.modules else "")
     for option in lab.needs:

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vfiokit.errors import UsageError
 from vfiokit.lab import guest_system
-from vfiokit.lab.equipment import Equipment, escape, find
+from vfiokit.lab.cpio import Archive
+from vfiokit.lab.equipment import CHANNEL, Equipment, escape, find
 from vfiokit.lab.guest_command import guest_environment, resolve_command
 from vfiokit.lab.guest_system import Boot, Command
+from vfiokit.lab.image import Image
 from vfiokit.lab.qemu_arguments import build
+from vfiokit.lab.transfer import Receiver
 from vfiokit.lab.virtual_machine import (
     Ending,
     Follower,
@@ -29,6 +33,9 @@ from vfiokit.lab.virtual_machine import (
 
 if TYPE_CHECKING:
     from vfiokit.lab.laboratory import Lab
+
+SPARE = 160 << 20
+"""Bytes of memory that a guest needs besides its image, which it holds twice for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,10 @@ class Result:
     """From the call to its end."""
     phases: Mapping[str, float] = field(default_factory=dict)
     """The same in parts: prepare, boot, command, exit."""
+    image: Mapping[str, int] = field(default_factory=dict)
+    """Bytes in the guest's image by what they are for; empty when it saw the host's files."""
+    left_out: Sequence[str] = ()
+    """What did not fit into the image, in words."""
 
     @property
     def text(self) -> str:
@@ -63,10 +74,12 @@ class Guest:
         self._command = command
         self._work = work
         self._started = started
+        shared = equipment.root.shared
         self._boot = Boot(
             command,
             equipment.modules(),
             equipment.command_line(),
+            shared=shared,
             keep_run=any(
                 place.startswith("/run/")
                 for place in (command.folder, *command.argv, sys.prefix, os.path.realpath("/bin"))
@@ -76,16 +89,42 @@ class Guest:
         self.control = work / "share" / "control"
         """The lab's own files of the writable share."""
         self._output = work / "share" / "output"
+        self._channel: Receiver | None = None
+        if not shared:
+            self._channel = Receiver(work / CHANNEL, work / "share")
+        self.image: Image | None = None
+        """The files that the guest sees, where it does not see the host's."""
 
-    def write_files(self, stdin: bytes) -> None:
-        """Create everything that QEMU opens."""
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Create everything that QEMU opens; ``files`` go to the control folder."""
         self.control.mkdir(parents=True)
         self._output.mkdir()
-        (self.control / guest_system.STDIN).write_bytes(stdin)
-        (self._work / "initrd").write_bytes(self._boot.build())
+        archive = Archive()
+        if self._channel is None:
+            for name, content in files.items():
+                (self.control / name).write_bytes(content)
+        else:
+            self.image = self._make_image(archive, files)
+        self._boot.build(archive).write(self._work / "initrd")
         for disk in self._hardware.disks:
             with open(disk.path, "wb") as file:
                 file.truncate(disk.size)
+
+    def _make_image(self, archive: Archive, files: Mapping[str, bytes]) -> Image:
+        image, lab = Image(archive), self._equipment.lab
+        image.add_system()
+        image.add_python()
+        image.add_package()
+        image.add_command(self._command.argv, self._command.folder, lab.include)
+        control = {f"{guest_system.CONTROL}/{name}": data for name, data in files.items()}
+        image.add_job(self._boot.job(), control)
+        archive.folder(guest_system.OUTPUT)
+        if image.size * 2 + SPARE > lab.memory_mib << 20:
+            raise UsageError(
+                f"an image of {image.size >> 20} MB needs more memory than {lab.memory_mib} MiB",
+                hint=f"give the guest {(image.size * 2 + SPARE >> 20) + 1} MiB with --memory",
+            )
+        return image
 
     def run(
         self, timeout_s: float, output: Path | None, on_output: OutputCallback | None
@@ -100,6 +139,7 @@ class Guest:
                 "stderr": self.control / guest_system.STDERR,
             },
             on_output,
+            self._channel,
         )
         launched, wall = time.monotonic(), time.time()
         ending = run_qemu(
@@ -111,7 +151,7 @@ class Guest:
         )
         ended = time.monotonic()
         if output is not None:
-            shutil.copytree(self._output, output, dirs_exist_ok=True)
+            shutil.copytree(self._output, output, symlinks=True, dirs_exist_ok=True)
         self._check(ending, timeout_s)
         return Result(
             self._status(),
@@ -121,12 +161,16 @@ class Guest:
             read_files(self._output) if output is None else {},
             ended - self._started,
             self._phases(launched, wall, ended),
+            dict(self.image.sizes) if self.image else {},
+            tuple(self.image.left_out) if self.image else (),
         )
 
     def interact(self) -> int:
         """Boot with the console on this terminal."""
         command = self._equipment.qemu_command(self._hardware, self._work, "mon:stdio")
         ending = run_qemu_interactively(command, self._equipment.qemu.environment, self._work)
+        if self._channel is not None:
+            self._channel.poll()
         self._check(ending, 0)
         return self._status()
 
@@ -160,11 +204,13 @@ def prepare(
     folder: str | Path | None = None,
     stdin: bytes = b"",
     fetch: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
     terminal: tuple[int, int] | None = None,
 ) -> Iterator[Guest]:
     """Everything that a guest needs, in a temporary folder that goes away afterwards.
 
-    ``terminal`` is its rows and columns when the command is to have one.
+    ``files`` go to the control folder; ``terminal`` is the command's rows and columns when it
+    is to have one.
     """
     started = time.monotonic()
     equipment = find(lab)
@@ -181,7 +227,7 @@ def prepare(
     work = Path(tempfile.mkdtemp(prefix="vfiokit-lab-"))
     try:
         guest = Guest(equipment, command, work, started)
-        guest.write_files(stdin)
+        guest.write_files({guest_system.STDIN: stdin, **(files or {})})
         yield guest
     finally:
         shutil.rmtree(work, ignore_errors=True)

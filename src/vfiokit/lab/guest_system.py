@@ -2,15 +2,19 @@
 
 The host's root is mounted read-only over 9p and covered by a temporary layer, so that the guest
 has every file of the host at the same path and may write anywhere without the host noticing. A
-second, writable share carries what must come back.
+second, writable share carries what must come back. A kernel without 9p gets an image of the few
+files it needs instead (:mod:`vfiokit.lab.image`), and sends files back over a serial port
+(:mod:`vfiokit.lab.guest_agent`).
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vfiokit.lab import guest_agent
 from vfiokit.lab.cpio import Archive
 from vfiokit.lab.kernel import Need
 from vfiokit.lab.module import Module, parameters_of
@@ -38,21 +42,21 @@ BASE_NEEDS = (
     Need("DEVTMPFS", "device nodes"),
     Need("TMPFS", "files written in the guest"),
     Need("SERIAL_8250_CONSOLE", "the console"),
-    Need("VIRTIO_PCI", "the host's files", "virtio_pci"),
     Need("VFIO_PCI", "VFIO is what the lab is for", "vfio_pci"),
 )
 """Kernel options without which there is no lab."""
 
 SHARE_NEEDS = (
+    Need("VIRTIO_PCI", "the host's files", "virtio_pci"),
     Need("NET_9P_VIRTIO", "the host's files", "9pnet_virtio"),
     Need("9P_FS", "the host's files", "9p"),
     Need("OVERLAY_FS", "files written in the guest", "overlay"),
 )
-"""Kernel options for showing the host's files to the guest."""
+"""Kernel options for showing the host's files to the guest; without them it gets an image."""
 
 IOMMU_WHY = "the IOMMU asked for"
 
-_FIRST_MODULES = ("overlay", "virtio_pci", "9pnet_virtio", "9p")
+_SHARE_MODULES = ("overlay", "virtio_pci", "9pnet_virtio", "9p")
 _VFIO_MODULES = ("vfio", "iommufd", "vfio_iommu_type1", "vfio_pci")
 _DRIVERS: dict[Model, tuple[str, ...]] = {
     Model.NVME: ("nvme",),
@@ -63,15 +67,18 @@ _DRIVERS: dict[Model, tuple[str, ...]] = {
 }
 
 
-def module_names(blueprint: Blueprint, iommu_modules: Iterable[str]) -> tuple[str, ...]:
-    """Modules to load where the kernel has them as modules, in order.
+def module_names(
+    blueprint: Blueprint, iommu_modules: Iterable[str], *, shared: bool = True
+) -> tuple[str, ...]:
+    """Modules to load where the kernel has them as modules, in order; ``shared``: 9p's too.
 
     The IOMMU's comes first, or devices would be probed without it; drivers of the topology's
     devices come as a host's ``udev`` would have loaded them.
     """
     models = {endpoint.model for endpoint in blueprint.endpoints()}
     drivers = [name for model in Model if model in models for name in _DRIVERS.get(model, ())]
-    return (*iommu_modules, *_FIRST_MODULES, *drivers, *_VFIO_MODULES)
+    share = _SHARE_MODULES if shared else ()
+    return (*iommu_modules, *share, *drivers, *_VFIO_MODULES)
 
 
 @dataclass(slots=True)
@@ -100,21 +107,50 @@ class Boot:
     """Of the kernel: parameters in it are handed to modules too."""
     keep_run: bool = False
     """Show the host's ``/run``, because something needed lies there."""
+    shared: bool = True
+    """The guest sees the host's files; else the archive holds all that it sees."""
     program: Program = field(default_factory=Program)
 
-    def build(self) -> bytes:
-        """The archive; :attr:`program` tells afterwards what its steps mean."""
-        archive = Archive()
+    def build(self, archive: Archive | None = None) -> Archive:
+        """The archive, with what ``archive`` holds already; :attr:`program` tells afterwards what
+        its steps mean.
+        """
+        archive = Archive() if archive is None else archive
         archive.character_device("/dev/console", 5, 1)
         archive.folder("/proc")
         self._load_modules(archive)
-        self._mount()
-        self._system()
-        self._run()
-        self.program.touch(f"{CONTROL}/{FINISHED}")
+        if self.shared:
+            self._mount()
+            self._system("/new")
+            # Uncached: what the guest writes is on the host when the write returns.
+            self.program.mount("9p", f"/new{SHARE}", f"{_9P},cache=none", source=SHARE_TAG)
+            self.program.enter("/new")
+        else:
+            self._system("")
+        self.program.call("name the host", Call.SETHOSTNAME, b"lab", 3)
+        self._loopback()
+        if self.shared or self.command.terminal:
+            self._run()
+        if self.shared:
+            self.program.touch(f"{CONTROL}/{FINISHED}")
+        else:
+            self._send_back()
         self.program.finish()
         archive.file("/init", self.program.to_elf(), 0o755)
-        return archive.to_bytes()
+        return archive
+
+    def job(self) -> dict[str, object]:
+        """What :mod:`vfiokit.lab.guest_agent` is told, where the host's files are not shared."""
+        command = self.command
+        return {
+            "argv": list(command.argv),
+            "folder": command.folder,
+            "environment": dict(command.environment),
+            "fetch": list(fetch_command(command.fetch)) if command.fetch else [],
+            "share": SHARE,
+            "control": CONTROL,
+            "output": OUTPUT,
+        }
 
     def _load_modules(self, archive: Archive) -> None:
         for module in self.modules:
@@ -130,26 +166,24 @@ class Boot:
         program.make_folder("/layer/work")
         program.mount("overlay", "/new", "lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work")
 
-    def _system(self) -> None:
-        """Mount what every Linux has, at the new root, and enter it."""
+    def _system(self, root: str) -> None:
+        """Mount what every Linux has below ``root``."""
         program = self.program
         quiet = MS_NOSUID | MS_NODEV
-        program.mount("proc", "/new/proc", flags=quiet)
-        program.mount("sysfs", "/new/sys", flags=quiet)
-        program.mount("devtmpfs", "/new/dev", "mode=0755", flags=MS_NOSUID)
-        program.mount("devpts", "/new/dev/pts", "ptmxmode=0666,mode=0620,gid=5")
-        program.mount("tmpfs", "/new/dev/shm", "mode=1777", flags=quiet)
-        if not self.keep_run:
-            program.mount("tmpfs", "/new/run", "mode=0755", flags=quiet)
+        program.mount("proc", f"{root}/proc", flags=quiet)
+        program.mount("sysfs", f"{root}/sys", flags=quiet)
+        program.mount("devtmpfs", f"{root}/dev", "mode=0755", flags=MS_NOSUID)
+        program.mount("devpts", f"{root}/dev/pts", "ptmxmode=0666,mode=0620,gid=5")
+        program.mount("tmpfs", f"{root}/dev/shm", "mode=1777", flags=quiet)
+        if self.shared and not self.keep_run:
+            program.mount("tmpfs", f"{root}/run", "mode=0755", flags=quiet)
         for kind, target in (
-            ("debugfs", "/new/sys/kernel/debug"),
-            ("tracefs", "/new/sys/kernel/tracing"),
-            ("configfs", "/new/sys/kernel/config"),
-            ("cgroup2", "/new/sys/fs/cgroup"),
+            ("debugfs", "/sys/kernel/debug"),
+            ("tracefs", "/sys/kernel/tracing"),
+            ("configfs", "/sys/kernel/config"),
+            ("cgroup2", "/sys/fs/cgroup"),
         ):
-            program.mount(kind, target, may_fail=True)
-        # Uncached: what the guest writes is on the host when the write returns.
-        program.mount("9p", f"/new{SHARE}", f"{_9P},cache=none", source=SHARE_TAG)
+            program.mount(kind, f"{root}{target}", may_fail=True)
         for name, target in (
             ("fd", "/proc/self/fd"),
             ("stdin", "/proc/self/fd/0"),
@@ -160,12 +194,9 @@ class Boot:
                 f"symlink {name}",
                 Call.SYMLINK,
                 target.encode(),
-                f"/new/dev/{name}".encode(),
+                f"{root}/dev/{name}".encode(),
                 may_fail=True,
             )
-        program.enter("/new")
-        program.call("name the host", Call.SETHOSTNAME, b"lab", 3)
-        self._loopback()
 
     def _loopback(self) -> None:
         """Bring ``lo`` up: programs talk to themselves through it."""
@@ -197,6 +228,14 @@ class Boot:
                 {"PATH": command.environment.get("PATH", "/usr/bin:/bin")},
                 folder=command.folder,
             )
+
+    def _send_back(self) -> None:
+        """Run the command and send back what it leaves; after one on the terminal, only that."""
+        what = "send" if self.command.terminal else "run"
+        self.program.run(
+            (sys.executable, "-I", "-S", guest_agent.__file__, what),
+            {"PATH": self.command.environment.get("PATH", "/usr/bin:/bin")},
+        )
 
     def _size_terminal(self, window: tuple[int, int]) -> None:
         set_window_size = 0x5414

@@ -111,9 +111,7 @@ class Kernel:
 
         A kernel that does not tell its configuration passes: it may have everything.
         """
-        if not self.config:
-            return
-        lacking = [need for need in needs if not self._meets(need)]
+        lacking = self.lacking(needs)
         if not lacking:
             return
         modular = [need for need in lacking if self.option(need.option) == "m"]
@@ -130,6 +128,10 @@ class Kernel:
             tuple(need.option for need in lacking),
             hint=INSTALL,
         )
+
+    def lacking(self, needs: Iterable[Need]) -> list[Need]:
+        """Those of ``needs`` that are not met; none where the configuration is not known."""
+        return [need for need in needs if not self._meets(need)] if self.config else []
 
     def _meets(self, need: Need) -> bool:
         value = self.option(need.option)

@@ -12,7 +12,7 @@ from typing import Any
 from vfiokit.lab import batch as batching
 from vfiokit.lab import equipment, guest_system
 from vfiokit.lab.batch import Outcome, Scenario, Target
-from vfiokit.lab.equipment import Equipment
+from vfiokit.lab.equipment import Equipment, Root
 from vfiokit.lab.failure import GuestFailedError
 from vfiokit.lab.guest_run import Result, prepare
 from vfiokit.lab.preset import Iommu
@@ -35,6 +35,10 @@ class Lab:
     """An image; empty: ``VFIOKIT_LAB_KERNEL`` or the host's own."""
     modules: str | Path = ""
     qemu: str = ""
+    root: Root | str = Root.AUTO
+    """Which files the guest sees: the host's, or those of an image."""
+    include: Sequence[str] = ()
+    """Files, folders and installed packages to put into an image besides what it has anyway."""
     memory_mib: int = 1024
     smp: int = 1
     append: Sequence[str] = ()
@@ -92,9 +96,13 @@ class Lab:
         """
         batch = [each if isinstance(each, Scenario) else Scenario(each) for each in scenarios]
         calls = [each.call() for each in batch]
-        changed = replace(self, environment={**self.environment, **batching.environment()})
-        with prepare(changed, batching.command()) as guest:
-            batching.write(guest.control, calls)
+        changed = replace(
+            self,
+            environment={**self.environment, **batching.environment()},
+            include=(*self.include, *batching.sources(calls)),
+        )
+        work = batching.files(calls)
+        with prepare(changed, batching.command(), files=work) as guest:
             try:
                 result = guest.run(self.timeout_s, None, None)
             except GuestFailedError as error:

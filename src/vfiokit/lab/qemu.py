@@ -34,9 +34,13 @@ SINCE: dict[str, str] = {
 class Qemu:
     """A QEMU for x86-64 and its features, asked for once."""
 
-    def __init__(self, command: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: tuple[str, ...], environment: Mapping[str, str], program: str = ""
+    ) -> None:
         self.command = command
         """How to start it: the program and the options it needs to find its own files."""
+        self.program = program or command[0]
+        """The program itself, where a loader starts it."""
         self.environment = dict(environment)
         """Variables to add to the environment."""
         self._version: str | None = None
@@ -85,7 +89,7 @@ class Qemu:
             for word in ("-L", str(root / folder))
         ]
         command = (str(loaders[0]), "--library-path", search, str(program), *firmware)
-        return cls(command, {"QEMU_MODULE_DIR": str(libraries / "qemu")})
+        return cls(command, {"QEMU_MODULE_DIR": str(libraries / "qemu")}, str(program))
 
     def _ask(self, *arguments: str) -> str:
         try:

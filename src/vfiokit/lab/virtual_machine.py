@@ -13,6 +13,7 @@ from typing import IO, NamedTuple, NoReturn
 
 from vfiokit.lab.failure import GuestFailedError, GuestTimeoutError, LabError
 from vfiokit.lab.program import Program
+from vfiokit.lab.transfer import Receiver
 
 _POLL_S = 0.02
 _PIECE = 1 << 16
@@ -31,13 +32,22 @@ OutputCallback = Callable[[str, bytes], None]
 class Follower:
     """Reads what is appended to files while somebody else writes them."""
 
-    def __init__(self, files: Mapping[str, Path], tell: OutputCallback | None) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        tell: OutputCallback | None,
+        channel: Receiver | None = None,
+    ) -> None:
         self._files = dict(files)
         self._tell = tell
+        self._channel = channel
+        """What writes the files, where the guest cannot."""
         self._open: dict[str, IO[bytes]] = {}
 
     def poll(self) -> None:
         """Hand over what is new."""
+        if self._channel is not None:
+            self._channel.poll()
         if self._tell is None:
             return
         for name, path in self._files.items():

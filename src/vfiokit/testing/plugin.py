@@ -47,6 +47,8 @@ def lab_host(request: pytest.FixtureRequest) -> Lab:
     fields: dict[str, object] = {
         name: request.config.getoption(f"--lab-{name}") for name in ("kernel", "modules", "qemu")
     }
+    # A guest with an image imports the functions of test modules, which import pytest.
+    fields["include"] = ("pytest",)
     for marker in reversed(list(request.node.iter_markers("lab"))):
         if marker.args:
             pytest.fail("the marker lab takes named fields only, such as topology='rp(edu)'")
