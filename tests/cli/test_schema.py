@@ -35,6 +35,7 @@ ON_THE_DEMO_HOST = {
     "capture": ["capture", "{folder}/server.tar.zst"],
     "bandwidth": ["bandwidth", "nvme > memory"],
     "report": ["report", "{folder}/server.html", "--svg", "{folder}/server.svg"],
+    "vm-plan": ["vm", "plan", "gpu", "nic", "--p2p", "--viommu", "intel", "--vmm", "qemu"],
     "bandwidth-parameters": ["bandwidth", "--parameters"],
 }
 """A command line for each kind of document."""

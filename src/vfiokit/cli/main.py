@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "plan": "what assigning a device would change, cost and risk",
     "apply": "carry out a plan, journaled step by step",
     "undo": "take back what apply did, also after a crash",
+    "vm": "plan a virtual machine for devices, and what its kernel will believe",
     "doctor": "is this machine ready to assign a device",
     "watch": "follow hotplug, drivers, links and errors as they happen",
     "capture": "write everything that matters about this host to a file",

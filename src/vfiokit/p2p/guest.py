@@ -33,6 +33,9 @@ from vfiokit.pci.topology import Function, Topology
 _ROOT_PORTS_SINGLE = LAST_DEVICE - 8
 """Root ports on the first bus that get a device number each; the rest stays free for expanders
 and for the machine's own devices."""
+_FIRST_ROOT_BUS_DEVICE, _HALF_A_BUS, _LEAST_ROOT_BUS_DEVICE = 0x10, 0x10, 5
+"""Without ports, functions are in the upper half of the root bus: the machine's own devices start
+from below."""
 
 
 class Variant(StrEnum):
@@ -210,8 +213,14 @@ def _root_bus(assigned: Mapping[str, Bdf], machine: Machine, viommu: Viommu) -> 
     limits = [f"{machine.name} has no root ports or switches to mirror the host's with"]
     if not machine.express:
         limits.append(f"{machine.name}'s machine is conventional PCI: no PCI Express capability")
-    # Above the numbers that the machine gives its own devices.
-    bridge = HostBridge("hb0", tuple(map(stand_in, assigned)), ids=machine.host_bridge)
+    count = len(assigned)
+    first = _FIRST_ROOT_BUS_DEVICE if count <= _HALF_A_BUS else 0x20 - count
+    if first < _LEAST_ROOT_BUS_DEVICE:
+        raise UsageError(f"{machine.name} has no room for {count} functions on its root bus")
+    items = tuple(
+        replace(stand_in(name), at=first + number) for number, name in enumerate(assigned)
+    )
+    bridge = HostBridge("hb0", items, ids=machine.host_bridge)
     blueprint = Blueprint((bridge,))
     blueprint.places()
     return GuestPlan(
@@ -220,11 +229,10 @@ def _root_bus(assigned: Mapping[str, Bdf], machine: Machine, viommu: Viommu) -> 
 
 
 def host_nodes(topology: Topology, functions: Iterable[Function]) -> tuple[int, ...]:
-    """Host NUMA nodes of ``functions``, ascending; those that are known."""
-    found = {function.recorded.numa_node for function in functions}
-    found |= {
-        bridge.recorded.numa_node
-        for function in functions
-        for bridge in topology.path_to_root(function)[-1:]
-    }
-    return tuple(sorted(node for node in found if node is not None and node >= 0))
+    """Host NUMA nodes that ``functions`` hang on, ascending; those that are known."""
+    found = set()
+    for function in functions:
+        above = (*topology.path_to_root(function)[-1:], function)
+        known = (each.recorded.numa_node for each in above)
+        found.add(next((node for node in known if node is not None and node >= 0), -1))
+    return tuple(sorted(found - {-1}))

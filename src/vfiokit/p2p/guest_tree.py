@@ -1,8 +1,8 @@
 """The host's tree, as far as it leads to some functions, rebuilt for a guest.
 
-One expander bridge (``pxb-pcie``) for each host bridge, so that the guest sees the same pairs
-below one host bridge as the host does, and the same NUMA nodes; below it root ports and switches
-in the places of the host's. What emulated ports cannot be is said in the plan's limits.
+One expander bridge (``pxb-pcie``) for each host bridge and NUMA node, so that the guest sees the
+same pairs below one host bridge as the host does, and the same NUMA nodes; below it root ports and
+switches in the places of the host's. What emulated ports cannot be is said in the plan's limits.
 Source of what QEMU offers: its devices ``pxb-pcie``, ``pcie-root-port``, ``x3130-upstream``,
 ``xio3130-downstream``; LPC 2022 "PCI P2P inside VM" for the variant with ports of its own.
 """
@@ -120,17 +120,16 @@ class _Builder:
     def host_bridges(self) -> Iterator[HostBridge]:
         """The first, empty one, then one for each of the host's."""
         yield HostBridge("hb0")
-        roots: dict[HostHostBridge, dict[object, _Port]] = {}
-        members: dict[HostHostBridge, list[Function]] = {}
+        roots: dict[tuple[HostHostBridge, int], dict[object, _Port]] = {}
         for name, function in zip(self.assigned, self._functions, strict=True):
-            above = self._topology.host_bridge_of(function)
-            members.setdefault(above, []).append(function)
-            self._place(roots.setdefault(above, {}), function, name)
+            key = self._topology.host_bridge_of(function), self._node_of(function)
+            self._place(roots.setdefault(key, {}), function, name)
         bus = FIRST_EXPANDER_BUS
-        for above in sorted(roots):
+        for key in sorted(roots):
             name = self._names.next("pxb")
-            ports = tuple(port for node in roots[above].values() for port in self._root_ports(node))
-            self._note_numa(name, members[above])
+            ports = tuple(port for node in roots[key].values() for port in self._root_ports(node))
+            if key[1] in self.nodes:
+                self.numa[name] = self.nodes.index(key[1])
             made = HostBridge(name, ports, bus)
             yield made
             used = sum(isinstance(each, RootPort | DownstreamPort | Switch) for each in _walk(made))
@@ -141,10 +140,10 @@ class _Builder:
                     hint="assign fewer functions, or use the flat variant",
                 )
 
-    def _note_numa(self, name: str, members: Sequence[Function]) -> None:
-        node = next(iter(host_nodes(self._topology, members)), None)
-        if node in self.nodes:
-            self.numa[name] = self.nodes.index(node)
+    def _node_of(self, function: Function) -> int:
+        """Host NUMA node of what is on the root bus above ``function``; -1 when not known."""
+        found = host_nodes(self._topology, [function])
+        return found[0] if found else -1
 
     # -- reading the host's tree ----------------------------------------------------------------
 
@@ -201,6 +200,11 @@ class _Builder:
     def _switch(self, node: _Switch) -> Switch:
         name = self._names.next("sw")
         self.mirrors[name] = node.function.bdf
+        if not self._seed:
+            self.limits.append(
+                "emulated switches show links of 2.5 GT/s x1, which NCCL believes: give it a "
+                "topology file"
+            )
         numbers = count()
         ports = []
         for port in node.ports.values():

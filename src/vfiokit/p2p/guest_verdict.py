@@ -17,6 +17,7 @@ from typing import NamedTuple
 from vfiokit.p2p.answer import Answer, MapType
 from vfiokit.p2p.guest import GuestPlan
 from vfiokit.p2p.peers import Peers
+from vfiokit.p2p.remedy import assignment_note
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.capability.express import PortType
@@ -88,15 +89,24 @@ def ats_enabled(function: Function) -> bool:
     return bool(function.config.u16(ats.offset + _ATS_CONTROL) & _ATS_ENABLE)
 
 
+def meets_in_switch(host: Peers, answer: Answer) -> bool:
+    """Whether the way of a pair turns round inside a switch."""
+    if answer.common is None:
+        return False
+    return host.topology[answer.common].port_type in (PortType.UPSTREAM, PortType.DOWNSTREAM)
+
+
 def route(host: Peers, answer: Answer) -> Route:
     """Which way requests of ``answer``'s client take on the host, for a guest."""
     if answer.common is None:
         return Route.IOMMU
     topology = host.topology
-    common = topology[answer.common]
-    at_switch = common.port_type in (PortType.UPSTREAM, PortType.DOWNSTREAM)
     ports = [topology[bdf] for bdf in answer.path if topology[bdf].is_bridge]
-    if at_switch and ats_enabled(topology[answer.client]) and answer.redirecting:
+    if (
+        meets_in_switch(host, answer)
+        and ats_enabled(topology[answer.client])
+        and answer.redirecting
+    ):
         below = [port for port in ports if port.port_type is PortType.DOWNSTREAM]
         if below and all(port.acs_control & Acs.DIRECT_TRANSLATED for port in below):
             return Route.TRANSLATED
@@ -128,7 +138,7 @@ def _pair(host: Peers, plan: GuestPlan, guest: Peers, one: Bdf, other: Bdf) -> P
     belief = guest.map_type(plan.address(one), plan.address(other))
     bypasses = belief.map_type is MapType.BUS_ADDR and plan.viommu.translates
     verdict = _verdict(works, belief.map_type, bypasses=bypasses)
-    notes = tuple(_notes(truth, way, works=works, bypasses=bypasses, belief=belief.map_type))
+    notes = tuple(_notes(truth, way, bypasses=bypasses))
     return Pair(one, other, truth, way, works, belief, verdict, notes)
 
 
@@ -143,30 +153,17 @@ def _verdict(works: bool | None, belief: MapType, *, bypasses: bool) -> Verdict:
     return Verdict.CORRUPTS if believes else Verdict.MISSES
 
 
-def _notes(
-    truth: Answer, way: Route, *, works: bool | None, bypasses: bool, belief: MapType
-) -> Iterator[str]:
+def _notes(truth: Answer, way: Route, *, bypasses: bool) -> Iterator[str]:
     if bypasses:
         yield (
             "the guest's kernel goes around its own IOMMU by bus address, and the host maps only "
             "what that IOMMU maps: the DMA faults or lands elsewhere; let the guest use iommu=pt"
         )
-    if works is False and belief is not MapType.NOT_SUPPORTED:
-        yield (
-            "VFIO maps the peer's BAR without asking this rule: nothing refuses the DMA, and it "
-            "arrives only if the root complex forwards it"
-        )
-    if works is False and belief is MapType.NOT_SUPPORTED:
-        yield (
-            "a driver in the guest that does not ask its kernel can still try: VFIO maps the "
-            "peer's BAR all the same"
-        )
-    if way is Route.UNTRANSLATED and truth.common is not None:
-        yield (
-            f"no ACS redirect on the way to {truth.common}: guest addresses that fall into a "
-            "window of the host below it reach the peer without the IOMMU, DMA meant for memory "
-            "included"
-        )
+    if way is not Route.TRANSLATED and truth.map_type in (
+        MapType.BUS_ADDR,
+        MapType.NOT_SUPPORTED,
+    ):
+        yield assignment_note(truth).rstrip(".")
 
 
 class Score(NamedTuple):
