@@ -25,6 +25,9 @@ _AER_SETTINGS = frozenset(
 )
 
 
+_INVERSE = {"gone": "new", "new": "gone"}
+
+
 class Area(IntEnum):
     """What a change is about, most important first."""
 
@@ -63,7 +66,7 @@ class Change(NamedTuple):
             self.area,
             self.new_address,
             self.address,
-            self.what,
+            _INVERSE.get(self.what, self.what),
             self.after,
             self.before,
             self.gained,
@@ -74,6 +77,8 @@ class Change(NamedTuple):
         """``driver nvme → vfio-pci``, without the address."""
         if self.area is Area.DEVICES and None in (self.before, self.after):
             return self.before or self.after or ""
+        if self.area is Area.DEVICES and self.what == "moved":
+            return f"moved to {self.after}"
         words = f"{self.what} {self.before or 'none'} → {self.after or 'none'}"
         flags = [f"{name} off" for name in self.lost] + [f"{name} on" for name in self.gained]
         return f"{words} ({', '.join(flags)})" if flags else words
@@ -149,7 +154,7 @@ def _device_changes(before: Topology, after: Topology, found: Matching) -> Itera
             yield Change(Area.DEVICES, None, function.bdf, "new", None, _described(after, function))
     for one, other in found.pairs:
         if one.bdf != other.bdf:
-            yield Change(Area.DEVICES, one.bdf, other.bdf, "address", str(one.bdf), str(other.bdf))
+            yield Change(Area.DEVICES, one.bdf, other.bdf, "moved", str(one.bdf), str(other.bdf))
         serials = serial_of(one), serial_of(other)
         if None not in serials and serials[0] != serials[1]:
             yield Change(Area.DEVICES, one.bdf, other.bdf, "serial number", *serials)
@@ -168,12 +173,17 @@ def _described(topology: Topology, function: Function) -> str:
 
 _RECORDED: tuple[tuple[Area, str, Callable[[Recorded], object]], ...] = (
     (Area.DRIVERS, "driver", lambda recorded: recorded.driver),
-    (Area.DRIVERS, "driver override", lambda recorded: recorded.driver_override),
     (Area.RESET, "reset methods", lambda recorded: _words(recorded.reset_methods)),
     (Area.NUMA, "NUMA node", lambda recorded: recorded.numa_node),
     (Area.OTHER, "power state", lambda recorded: recorded.power_state),
-    (Area.OTHER, "interrupt", lambda recorded: recorded.irq),
 )
+
+
+_OVERRIDE = (Area.DRIVERS, "driver override", lambda recorded: recorded.driver_override)
+
+
+def _plural(name: str) -> str:
+    return name if name.endswith("s") else f"{name}s"
 
 
 def _words(names: tuple[str, ...] | None) -> str | None:
@@ -191,10 +201,13 @@ class _Recorded:
                 any(kind[2](function.recorded) is not None for function in topology)
                 for topology in (before, after)
             ]
-            if all(sides) or (kind[1] == "driver override" and before and after):
+            if all(sides):
                 self._kinds.append(kind)
             elif any(sides):
-                self.missing.append(Missing(f"{kind[1]}s".replace("ss", "s"), sides[0]))
+                self.missing.append(Missing(_plural(kind[1]), sides[0]))
+        # No function need have an override; a source that tells drivers tells those as well.
+        if any(kind[1] == "driver" for kind in self._kinds):
+            self._kinds.append(_OVERRIDE)
 
     def changes(self, one: Function, other: Function) -> Iterator[Change]:
         """What the two kernels say differently about one function."""
@@ -291,8 +304,9 @@ def _vf_count(topology: Topology, function: Function) -> int | None:
 def _register_changes(one: Function, other: Function, missing: set[Missing]) -> Iterator[Change]:
     lengths = len(one.config), len(other.config)
     for start, what in ((0x40, "registers from 0x40"), (0x100, "registers from 0x100")):
-        # A VF answers for its own capabilities only; 256 bytes are all that conventional PCI has.
-        if (lengths[0] <= start) != (lengths[1] <= start) and one.express is not None:
+        # 256 bytes are all that conventional PCI has.
+        express = one.express is not None or other.express is not None
+        if (lengths[0] <= start) != (lengths[1] <= start) and express:
             missing.add(Missing(what, lengths[0] > start))
     changed, lists = register_changes(one, other)
     for change in changed:

@@ -84,7 +84,7 @@ def _unique(
 
 def _ids(function: Function) -> tuple[int, int] | None:
     vendor_id, device_id = function.identity[:2]
-    return None if vendor_id == _UNKNOWN_ID else (vendor_id, device_id)
+    return None if _UNKNOWN_ID in (vendor_id, device_id) else (vendor_id, device_id)
 
 
 def _by_serial(function: Function) -> Hashable | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from vfiokit.host.partial import PartialConfig
 from vfiokit.pci import header
 from vfiokit.pci.capability.register import Capability, Field, Register
 from vfiokit.pci.config import ConfigSpace
@@ -102,6 +103,8 @@ def _header_changes(before: ConfigSpace, after: ConfigSpace) -> Iterator[Registe
             before.read(register.offset, register.width),
             after.read(register.offset, register.width),
         )
+        if register == header.HEADER_TYPE and PartialConfig in (type(before), type(after)):
+            values = values[0] & 0x7F, values[1] & 0x7F  # no text tells bit 7
         if values[0] != values[1]:
             yield _change(HEADER, None, register, register.offset, values)
 

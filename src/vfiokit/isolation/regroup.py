@@ -27,8 +27,11 @@ class Regrouping(NamedTuple):
         return "split" if len(self.before) == 1 else "redrawn"
 
     def text(self) -> str:
-        """``merged: 0000:03:00.0 | 0000:04:00.0 → 0000:03:00.0 0000:04:00.0``."""
+        """``merged: 0000:03:00.0 | 0000:04:00.0 → 0000:03:00.0 0000:04:00.0``, long lists cut."""
         return f"{self.kind}: {_sides(self.before)} → {_sides(self.after)}"
+
+
+_SHOWN = 4
 
 
 class GroupChanges(NamedTuple):
@@ -69,8 +72,16 @@ def _recorded(topology: Topology) -> dict[Bdf, int]:
     return {bdf: group for bdf, group in groups.items() if group is not None}
 
 
-def _sides(groups: Iterable[tuple[Bdf, ...]]) -> str:
-    return " | ".join(" ".join(map(str, group)) for group in groups)
+def _sides(groups: tuple[tuple[Bdf, ...], ...]) -> str:
+    shown = " | ".join(_members(group) for group in groups[:_SHOWN])
+    left = len(groups) - _SHOWN
+    return f"{shown} | {left} more groups" if left > 0 else shown
+
+
+def _members(group: tuple[Bdf, ...]) -> str:
+    shown = " ".join(map(str, group[:_SHOWN]))
+    left = len(group) - _SHOWN
+    return f"{shown} and {left} more" if left > 0 else shown
 
 
 def regrouped(
