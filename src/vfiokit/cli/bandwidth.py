@@ -12,7 +12,7 @@ from vfiokit.cli.session import Session
 from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
-    from vfiokit.p2p.bandwidth import Changes, Lift, Parameters, Prediction, Rate
+    from vfiokit.p2p.bandwidth import Changes, Flow, Lift, Parameters, Prediction, Rate
     from vfiokit.p2p.bandwidth.route import Way
     from vfiokit.pci.address import Bdf
     from vfiokit.pci.topology import Topology
@@ -142,13 +142,23 @@ def _switch(choice: str | None) -> bool | None:
 def _print(
     output: Output, prediction: Prediction, remedies: tuple[Lift, ...], *, verbose: bool
 ) -> None:
+    # Flows that are the same get the same.
+    alike: dict[Flow, list[Rate]] = {}
+    for rate in prediction.rates:
+        alike.setdefault(rate.flow, []).append(rate)
     rows = [
-        (str(rate.flow), _gbps(rate.gbps), _gigabytes(rate.gbps), rate.text)
-        for rate in prediction.rates
+        (
+            f"{flow} x{len(rates)}, each" if len(rates) > 1 else str(flow),
+            _gbps(rates[0].gbps),
+            _gigabytes(rates[0].gbps),
+            rates[0].text,
+        )
+        for flow, rates in alike.items()
     ]
-    if len(rows) > 1:
+    if len(prediction.rates) > 1:
         total = prediction.total
-        rows.append((f"all {len(rows)} flows", _gbps(total), _gigabytes(total), ""))
+        name = f"all {len(prediction.rates)} flows"
+        rows.append((name, _gbps(total), _gigabytes(total), ""))
     output.table(("FLOW", "Gb/s", "GB/s", "LIMITED BY"), rows)
     for text in _redirects(prediction):
         output.line(text)
@@ -178,7 +188,7 @@ def _redirects(prediction: Prediction) -> list[str]:
 
 
 def _print_details(output: Output, prediction: Prediction) -> None:
-    for rate in dict.fromkeys(prediction.rates):
+    for rate in {rate.flow: rate for rate in prediction.rates}.values():
         output.heading(f"{rate.flow}")
         output.line(f"  way        {_way_text(rate.request)}")
         if rate.answer is not None:

@@ -298,7 +298,8 @@ class _Model:
             if isinstance(place, Bdf):
                 resource = Resource("bus", str(place), Direction.BOTH)
                 self._capacities[resource] = self._parameters["conventional_gbps"]
-                costs[resource] = costs.get(resource, 0.0) + 1.0
+                if packet.carried:
+                    costs[resource] = costs.get(resource, 0.0) + 1.0
                 continue
             cost = packet.cost(place.speed)
             there = self._link_resource(place, direction)
