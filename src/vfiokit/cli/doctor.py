@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from vfiokit.cli import exit as exit_code
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
-from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
     from vfiokit.assign.doctor import Finding, Verdict
-    from vfiokit.pci.topology import Function
+    from vfiokit.host.tree import Tree
+    from vfiokit.pci.topology import Function, Topology
 
 DESCRIPTION = """\
 Say whether a host is ready to assign a device to a virtual machine or a program: IOMMU,
@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     from vfiokit.assign.doctor import Verdict, examine, verdict
 
     topology = session.topology()
-    devices = _devices(arguments.devices, session)
-    findings = examine(session.tree, topology, devices, memory_size=arguments.memory)
+    devices = _devices(arguments.devices, topology)
+    findings = examine(_files(session), topology, devices, memory_size=arguments.memory)
     answer = verdict(findings)
     output = Output(json=arguments.json)
     if output.json:
@@ -73,14 +73,22 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     return exit_code.DONE if answer is Verdict.READY else exit_code.NO
 
 
-def _devices(texts: list[str], session: Session) -> tuple[Function, ...]:
-    """The functions that the selectors name, each once; :class:`UsageError` when none."""
+def _files(session: Session) -> Tree:
+    """The host's files; none where a description such as lspci's output has none."""
+    from vfiokit.errors import SourceError
+    from vfiokit.host.tree import RecordedTree
+
+    try:
+        return session.tree
+    except SourceError:
+        return RecordedTree({}, {})
+
+
+def _devices(texts: list[str], topology: Topology) -> tuple[Function, ...]:
+    """The functions that the selectors name, each once."""
     from vfiokit.pci.selector import select
 
-    topology = session.topology()
     found = {function.bdf: function for text in texts for function in select(topology, text)}
-    if texts and not found:
-        raise UsageError(f"no device answers to {' '.join(texts)}")
     return tuple(found.values())
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import DEVICES, Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, loss
 from vfiokit.assign.survey import uses_vfio
 from vfiokit.host.usage import uses
 from vfiokit.pci.topology import Function
@@ -31,7 +31,7 @@ def check(facts: Facts) -> Iterator[Finding]:
 def _driver(function: Function) -> Iterator[Finding]:
     bdf, driver = function.bdf, function.recorded.driver
     evidence = (Evidence(f"{DEVICES}/{bdf}/driver", driver or "none"),)
-    if driver in _CLINGING:
+    if driver in _CLINGING and not function.is_virtual:
         yield Finding(
             "driver",
             Severity.WARNING,
@@ -84,7 +84,7 @@ def _losses(facts: Facts, function: Function) -> Iterator[Finding]:
             continue
         else:
             severity, remedy = Severity.NOTE, ""
-        yield Finding("in-use", severity, f"the host {use.loss}", evidence, remedy, bdf)
+        yield Finding("in-use", severity, loss(use), evidence, remedy, bdf)
 
 
 def _boot_framebuffer(facts: Facts, function: Function) -> Iterator[Finding]:

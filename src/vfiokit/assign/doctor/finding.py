@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+from vfiokit.host.usage import Use
 from vfiokit.pci.address import Bdf
 
 
@@ -85,3 +86,8 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
 def counted(count: int, noun: str) -> str:
     """``1 group``, ``2 groups``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def loss(use: Use) -> str:
+    """What giving away a function does to ``use``, a sentence that stands for itself."""
+    return f"the host {use.loss}" if use.loss.startswith("loses ") else use.loss

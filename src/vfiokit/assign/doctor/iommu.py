@@ -39,10 +39,10 @@ def check(facts: Facts) -> Iterator[Finding]:
 
 def _groups(facts: Facts) -> list[str]:
     """Numbers of the groups behind an IOMMU."""
-    numbers = facts.names(GROUPS) or []
-    if not numbers:
-        recorded = {each.recorded.iommu_group for each in facts.topology}
-        numbers = [str(number) for number in sorted(n for n in recorded if n is not None)]
+    recorded = {each.recorded.iommu_group for each in facts.topology}
+    # Mediated devices have groups of their own, with no IOMMU behind them.
+    numbers = [str(number) for number in sorted(n for n in recorded if n is not None)]
+    numbers = numbers or facts.names(GROUPS) or []
     return [n for n in numbers if facts.read(f"{GROUPS}/{n}/name").text != "vfio-noiommu"]
 
 

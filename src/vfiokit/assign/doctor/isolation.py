@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted, loss
 from vfiokit.host.usage import uses
 from vfiokit.isolation.group import Group
 from vfiokit.isolation.leak import Leak
@@ -85,7 +85,7 @@ def _companions(facts: Facts, function: Function) -> Iterator[Finding]:
         "group",
         Severity.PROBLEM if critical else Severity.WARNING,
         f"{bdf} takes along {listed}{more}: they share IOMMU group {group.id}{predicted}"
-        + (f", and the host {critical[0].loss}" if critical else ""),
+        + (f"; {loss(critical[0])}" if critical else ""),
         (*evidence, _reason(facts, function, taken[0])),
         f"vfiokit groups --why {bdf} says what holds the group together; another slot often "
         "splits it",
