@@ -28,6 +28,7 @@ ON_THE_DEMO_HOST = {
     "groups-why": ["groups", "--why", "all"],
     "plan": ["plan", "01:00.1"],
     "explain": ["explain", "all"],
+    "diff": ["diff", "demo", "demo"],
     "doctor": ["doctor", "gpu", "nvme"],
     "schema": ["schema"],
     "undo-list": ["undo", "--list", "--journal", "{folder}"],

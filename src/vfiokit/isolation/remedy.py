@@ -290,6 +290,8 @@ def _by_newer_kernel(
 def _by_slot(
     topology: Topology, bdf: Bdf, now: tuple[Bdf, ...], platform: Platform
 ) -> Iterator[Remedy]:
+    if len(now) == 1:
+        return
     found = [place for place in places(topology, bdf, platform=platform) if place.size < len(now)]
     if not found:
         return
