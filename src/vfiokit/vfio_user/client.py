@@ -14,7 +14,6 @@ import os
 import socket
 import struct
 import threading
-from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -47,12 +46,20 @@ from vfiokit.vfio_user.session import (
     check_reply,
     message_limit,
 )
-from vfiokit.vfio_user.wire import Command, Message
+from vfiokit.vfio_user.wire import HEADER, Command, Message
 
 OFFER: Final = Capabilities(max_msg_fds=16, twin_socket=True, write_multiple=True)
 """What a client accepts unless told otherwise."""
 _ACCESS: Final = struct.Struct("<HHIIIQII")
 """Header and head of a region access in one."""
+_REGION_READ: Final = int(Command.REGION_READ)
+_REGION_WRITE: Final = int(Command.REGION_WRITE)
+_SMALL: Final = 64
+"""Bytes of an access that goes without ceremony."""
+_HEADS: Final = [struct.pack("<III", 32 + length, 1, 0) for length in range(_SMALL + 1)]
+"""The rest of the header of a good reply to a read of so many bytes, behind id and command."""
+_DONE: Final = struct.pack("<III", 16, 1, 0)
+_POSTED: Final = 0x10
 _WRITE_PIECE: Final = 32768
 """Bytes of one region write: libvfio-user loses the stream with more (short reads)."""
 
@@ -102,10 +109,9 @@ class Client:
         self.name = name
         self.memory: ClientMemory = memory or NoMemory()
         self._session = Session(False, offer)
-        self._link = Connection(sock, limit=message_limit(offer))
-        self._link.timeout = timeout
+        self._link = Connection(sock, limit=message_limit(offer), timeout=timeout)
         self._twin: _TwinThread | None = None
-        self._replies: deque[Message] = deque()
+        self._open = False
         self._lock = threading.RLock()
         try:
             self.version = self._negotiate(Version(capabilities=offer))
@@ -168,6 +174,7 @@ class Client:
     def close(self) -> None:
         """End the connection. Idempotent."""
         self._session.state = State.CLOSED
+        self._open = False
         self._link.close()
         twin, self._twin = self._twin, None
         if twin is not None:
@@ -184,6 +191,7 @@ class Client:
         try:
             version = accept(offer, Version.unpack(message.payload))
             self._session.agreed(version, version.capabilities)
+            self._open = True
             if version.twin_fd is not None:
                 if version.twin_fd >= len(fds):
                     raise ProtocolError("the server names a twin socket that it did not send")
@@ -205,6 +213,22 @@ class Client:
                 raise
         self._raise_error(message)
         return message
+
+    def order(self, command: Command, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a command whose good reply is a header and no more, and wait for it."""
+        with self._lock:
+            self._require_open()
+            number = self._session.next_id()
+            code = int(command)
+            packed = HEADER.pack(number, code, 16 + len(payload), 0, 0) + payload
+            try:
+                if self._link.exchange(packed, packed[:4] + _DONE, 16, fds) is not None:
+                    return
+                message = self._reply(number, code)
+            except (ClosedError, ProtocolError):
+                self.close()
+                raise
+        self._raise_error(message)
 
     def post(self, command: Command, payload: bytes = b"") -> None:
         """Send a command without a reply; it goes out with the next that wants one, or at
@@ -327,50 +351,73 @@ class Client:
         """``DEVICE_SET_IRQS``; more descriptors than the server takes go in several messages."""
         most = max(self.agreed.max_msg_fds, 1)
         if len(fds) <= most:
-            self.request(Command.DEVICE_SET_IRQS, request.pack(), fds)
+            self.order(Command.DEVICE_SET_IRQS, request.pack(), fds)
             return
         for at in range(0, len(fds), most):
             part = list(fds[at : at + most])
             piece = SetIrqs(request.flags, request.index, request.start + at, len(part))
-            self.request(Command.DEVICE_SET_IRQS, piece.pack(), part)
+            self.order(Command.DEVICE_SET_IRQS, piece.pack(), part)
 
     def region_read(self, region: int, offset: int, length: int) -> bytes:
         """Read registers, in as many messages as the agreed size asks for."""
+        if 0 < length <= _SMALL:
+            return self._read_small(region, offset, length)
         most = self.agreed.max_data_xfer_size
-        if length <= most:
-            return self._read(region, offset, length)
-        return b"".join(
-            self._read(region, offset + at, min(most, length - at)) for at in range(0, length, most)
-        )
+        parts = []
+        for at in range(0, length, most):
+            count = min(most, length - at)
+            request = RegionAccess(offset + at, region, count)
+            payload = self.request(Command.REGION_READ, request.pack()).payload
+            parts.append(self._checked(payload, count))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read(self, region: int, offset: int, length: int) -> bytes:
+    def _read_small(self, region: int, offset: int, length: int) -> bytes:
+        """A register or two: one pack, one send, one receive, one comparison."""
         with self._lock:
-            self._require_open()
+            if not self._open:
+                self._require_open()
             number = self._session.next_id()
-            packed = _ACCESS.pack(number, Command.REGION_READ, 32, 0, 0, offset, region, length)
+            packed = _ACCESS.pack(number, _REGION_READ, 32, 0, 0, offset, region, length)
             try:
-                self._link.post(packed)
-                message = self._reply(number, Command.REGION_READ)
+                data = self._link.exchange(packed, packed[:4] + _HEADS[length], 32 + length)
+                if data is not None:
+                    return data[32:]
+                message = self._reply(number, _REGION_READ)
             except (ClosedError, ProtocolError):
                 self.close()
                 raise
         self._raise_error(message)
-        if len(message.payload) != 16 + length:
+        return self._checked(message.payload, length)
+
+    def _checked(self, payload: bytes, length: int) -> bytes:
+        """The data of a reply to ``REGION_READ``."""
+        if len(payload) != 16 + length:
             raise KernelError(
                 "VFIO_USER_REGION_READ",
                 self.name,
                 errno.EPROTO,
-                detail=f"{len(message.payload)} bytes for {length}",
+                detail=f"{len(payload)} bytes for {length}",
             )
-        return message.payload[16:]
+        return payload[16:]
 
     def region_write(
         self, region: int, offset: int, data: bytes | memoryview, *, posted: bool = False
     ) -> None:
         """Write registers. ``posted`` waits for nothing, and learns of no failure."""
+        length = len(data)
+        if posted and length <= _SMALL:
+            with self._lock:
+                if not self._open:
+                    self._require_open()
+                number = self._session.next_id()
+                head = _ACCESS.pack(
+                    number, _REGION_WRITE, 32 + length, _POSTED, 0, offset, region, length
+                )
+                self._link.post(head + bytes(data))
+            return
         most = min(self.agreed.max_data_xfer_size, _WRITE_PIECE)
         view = memoryview(data)
-        for at in range(0, len(view), most):
+        for at in range(0, length, most):
             piece = bytes(view[at : at + most])
             payload = RegionAccess(offset + at, region, len(piece), piece).pack()
             if posted:
@@ -385,7 +432,7 @@ class Client:
 
     def reset(self) -> None:
         """A function-level reset."""
-        self.request(Command.DEVICE_RESET)
+        self.order(Command.DEVICE_RESET)
 
     def feature(self, request: Feature) -> Feature:
         """Probe, get or set a device feature."""
@@ -393,7 +440,7 @@ class Client:
 
     def dma_map(self, request: DmaMap, fd: int = -1) -> None:
         """Give the server memory: with a descriptor directly, without one by message."""
-        self.request(Command.DMA_MAP, request.pack(), () if fd < 0 else (fd,))
+        self.order(Command.DMA_MAP, request.pack(), () if fd < 0 else (fd,))
 
     def dma_unmap(self, request: DmaUnmap) -> None:
         """Take memory back; the server does not touch it any more once this returns."""
@@ -409,7 +456,7 @@ class Client:
         most = self.agreed.max_data_xfer_size
         for at in range(0, len(data), most):
             piece = data[at : at + most]
-            self.request(Command.MIG_DATA_WRITE, MigrationData(len(piece), piece).pack())
+            self.order(Command.MIG_DATA_WRITE, MigrationData(len(piece), piece).pack())
 
 
 class _TwinThread:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import array
 import contextlib
-import select
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -16,8 +14,10 @@ from vfiokit.errors import DeviceTimeoutError
 from vfiokit.kernel import linux
 from vfiokit.vfio_user.wire import DEFAULT_LIMIT, Framer, Message
 
-_CHUNK: Final = 65536
+_CHUNK: Final = 1 << 16
+"""Bytes of one read. Twice that would be memory that malloc takes from the kernel each time."""
 _INT: Final = struct.calcsize("i")
+_TIMEVAL: Final = struct.Struct("ll")
 _PIECE: Final = 32768
 """Bytes of one send: libvfio-user takes a body that arrives in parts for a broken one."""
 _HELD: Final = 1 << 18
@@ -36,26 +36,36 @@ class Connection:
     """
 
     def __init__(
-        self, sock: socket.socket, *, limit: int = DEFAULT_LIMIT, max_fds: int = 253
+        self,
+        sock: socket.socket,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        max_fds: int = 253,
+        timeout: float | None = None,
     ) -> None:
+        """``timeout`` is in seconds, for each read; ``None`` waits for ever."""
         self._sock = sock
         self._framer = Framer(limit, max_fds=max_fds)
         self._ancillary = socket.CMSG_SPACE(253 * _INT)
         self._ready: deque[Message] = deque()
         self._out: list[bytes] = []
         self._held = 0
-        self.timeout: float | None = None
-        """Seconds to wait for the other end; ``None`` waits for ever."""
+        self._timeout = timeout
+        self.chunk = b""
+        """What was received last, if it begins a message and no descriptors came with it."""
+        self.at = 0
+        """How much of :attr:`chunk` is dealt with: up to here, or beyond its end. Whoever takes a
+        message out of it moves this on first, so that :meth:`receive` goes on behind it."""
         sock.setblocking(True)
+        if timeout is not None:
+            # By the kernel: a select before each read would cost as much as the read.
+            seconds = int(timeout)
+            limit_of_time = _TIMEVAL.pack(seconds, int((timeout - seconds) * 1e6))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit_of_time)
 
     def fileno(self) -> int:
-        """The socket, for a selector; look at :attr:`waiting` first."""
+        """The socket."""
         return self._sock.fileno()
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a message is here already."""
-        return bool(self._ready)
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -66,29 +76,67 @@ class Connection:
         it cannot be followed, :class:`DeviceTimeoutError` when nothing comes in time.
         """
         ready = self._ready
-        if not ready:
-            self.flush()
-            deadline = None if self.timeout is None else time.monotonic() + self.timeout
-            while not ready:
-                if deadline is not None:
-                    self._await(deadline)
+        while not ready:
+            if self.at < len(self.chunk):
+                rest, self.chunk = self.chunk[self.at :], b""
+                ready.extend(self._framer.feed(rest))
+            else:
+                self.flush()
                 self._read()
         return ready.popleft()
 
-    def _await(self, deadline: float) -> None:
-        left = max(deadline - time.monotonic(), 0)
-        if not select.select([self._sock], [], [], left)[0]:
-            raise DeviceTimeoutError(f"the other end said nothing for {self.timeout} s")
+    def fill(self) -> bool:
+        """Wait for something to come; whether :attr:`chunk` holds it, else :meth:`receive` does."""
+        if self._ready:
+            return False
+        if self.at >= len(self.chunk):
+            if self._out:
+                self.flush()
+            self._read()
+        return self.at < len(self.chunk)
 
     def _read(self) -> None:
-        size = max(_CHUNK, self._framer.needed)
+        framer = self._framer
         try:
+            size = max(_CHUNK, framer.needed) if framer.held else _CHUNK
             data, control, _flags, _address = self._sock.recvmsg(size, self._ancillary)
+        except BlockingIOError:
+            raise DeviceTimeoutError(f"the other end said nothing for {self._timeout} s") from None
         except ConnectionError as error:
             raise ClosedError(f"the other end is gone: {error}") from None
+        if not data and not control:
+            raise ClosedError("the other end closed the connection")
+        if control or framer.held:
+            self._ready.extend(framer.feed(data, _descriptors(control)))
+        else:
+            self.chunk, self.at = data, 0
+
+    def exchange(
+        self, packed: bytes, head: bytes, length: int, fds: Sequence[int] = ()
+    ) -> bytes | None:
+        """Send a small command; its reply, if that is all that comes and begins with ``head``.
+
+        ``None`` where the stream holds anything else: then :meth:`receive` finds it, the reply
+        included. The reply must be one without descriptors.
+        """
+        if self._out:
+            self.flush()
+        try:
+            if fds:
+                self._send(packed, fds)
+            else:
+                self._sock.send(packed)
+            data = self._sock.recv(4096)
+        except BlockingIOError:
+            raise DeviceTimeoutError(f"the other end said nothing for {self._timeout} s") from None
+        except ConnectionError as error:
+            raise ClosedError(f"the other end is gone: {error}") from None
+        if len(data) == length and data.startswith(head) and not self._framer.held:
+            return data
         if not data:
             raise ClosedError("the other end closed the connection")
-        self._ready.extend(self._framer.feed(data, _descriptors(control) if control else ()))
+        self._ready.extend(self._framer.feed(data))
+        return None
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -115,7 +163,8 @@ class Connection:
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         try:
             if fds:
-                sent = socket.send_fds(self._sock, [data], fds)
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+                sent = self._sock.sendmsg((data,), (rights,))
             elif len(data) <= _PIECE:
                 sent = self._sock.send(data)
             else:
@@ -136,6 +185,8 @@ class Connection:
 
 
 def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
+    if len(control) == 1 and len(control[0][2]) == _INT:
+        return [int.from_bytes(control[0][2], "little")]
     found = array.array("i")
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -129,8 +129,9 @@ class FunctionDevice:
 
     def region_read(self, region: int, offset: int, length: int) -> bytes:
         """One access of the model for each naturally aligned piece of up to 8 bytes."""
+        function = self.function
         if region == _CONFIG:
-            return bytes(self.function.config.data[offset : offset + length])
+            return bytes(function.config.data[offset : offset + length])
         if length in (4, 8) and not offset % length:
             data = self._load(region, offset, length).to_bytes(length, "little")
         else:
@@ -138,7 +139,8 @@ class FunctionDevice:
                 self._load(region, at, width).to_bytes(width, "little")
                 for at, width in _pieces(offset, length)
             )
-        self._settle()
+        if function.clock.pending:
+            function.clock.settle()
         return data
 
     def region_write(self, region: int, offset: int, data: bytes) -> None:

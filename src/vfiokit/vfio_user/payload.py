@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from vfiokit.abi import vfio as vfio_abi
 from vfiokit.abi import vfio_user as abi
@@ -40,8 +40,7 @@ def _need(payload: bytes, size: int, what: str, *, exact: bool = False) -> None:
         raise ProtocolError(f"{what} of {length} bytes; it has {size}")
 
 
-@dataclass(frozen=True, slots=True)
-class DmaMap:
+class DmaMap(NamedTuple):
     """``DMA_MAP``: the client's memory at ``address`` becomes reachable."""
 
     address: int
@@ -63,8 +62,7 @@ class DmaMap:
         return cls(address, size, flags, offset)
 
 
-@dataclass(frozen=True, slots=True)
-class DmaUnmap:
+class DmaUnmap(NamedTuple):
     """``DMA_UNMAP``, and its reply, which repeats it."""
 
     address: int

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +55,11 @@ from vfiokit.vfio_user.wire import HEADER, HEADER_SIZE, Command, Message
 DEFAULT: Final = Capabilities(max_msg_fds=16, twin_socket=True, write_multiple=True)
 """What a server accepts unless told otherwise. QEMU takes no more than 16 descriptors."""
 _REPLY: Final = 1
+_ACCESS: Final = struct.Struct("<HHIIIQII")
+"""Header and head of a region access in one."""
+_SMALL: Final = 64
+"""Bytes of a register access that goes without ceremony."""
+_NO_REPLY: Final = 0x10
 _READ: Final = int(Command.REGION_READ)
 _WRITE: Final = int(Command.REGION_WRITE)
 _log = logging.getLogger(__name__)
@@ -126,7 +132,10 @@ class _Client:
         link, later = self._link, self._later
         try:
             while True:
-                self._handle(later.popleft() if later else link.receive())
+                if later:
+                    self._handle(later.popleft())
+                elif not (link.fill() and self._take_small()):
+                    self._handle(link.receive())
         except ClosedError as end:
             return str(end)
         except ProtocolError as error:
@@ -148,13 +157,10 @@ class _Client:
     # -- one message --------------------------------------------------------------------------
 
     def _handle(self, message: Message) -> None:
-        if message.command == _READ and self._fast_read(message):
-            return
         try:
             if message.is_reply:
                 raise ProtocolError(f"a reply to {message.name}, which nobody asked", fatal=True)
-            command = self._session.check_command(message)
-            payload = self._handlers[command](message)
+            payload = self._handlers[self._session.check_command(message)](message)
         except ProtocolError as error:
             close_all(message.fds)
             self._refuse(message, error.errno, str(error))
@@ -162,39 +168,75 @@ class _Client:
                 raise
         except ClosedError:
             raise
-        except OSError as error:
-            self._refuse(message, error.errno or errno.EIO, str(error))
-        except Exception:  # noqa: BLE001  # a device's own mistake must not take the server along
-            _log.exception("%s failed at %s", self._device.name, message.name)
-            self._refuse(message, errno.EIO, "the device failed")
+        except Exception as error:  # noqa: BLE001  # what a device does wrong is no reason to end
+            self._failed(message, error)
         else:
             if payload is not None and message.wants_reply:
                 size = HEADER_SIZE + len(payload)
                 head = HEADER.pack(message.id, message.command, size, _REPLY, 0)
                 self._link.post(head + payload)
 
+    def _failed(self, message: Message, error: Exception) -> None:
+        """The device refused, or has a mistake of its own: tell the client, and go on."""
+        if isinstance(error, OSError):
+            self._refuse(message, error.errno or errno.EIO, str(error))
+            return
+        _log.error("%s failed at %s", self._device.name, message.name, exc_info=error)
+        self._refuse(message, errno.EIO, "the device failed")
+
     def _refuse(self, message: Message, code: int, why: str) -> None:
         _log.debug("%s: %s refused: %s", self._device.name, message.name, why)
         if message.wants_reply:
             self._link.post(wire.error_reply(message, code).pack())
 
-    def _fast_read(self, message: Message) -> bool:
-        """A read of a few registers without ceremony; false where anything is out of line."""
-        payload = message.payload
-        if message.flags or message.fds or len(payload) != 16 or not self._connected:
+    def _take_small(self) -> bool:
+        """Deal with the small register accesses at the head of what came; whether that was all.
+
+        They need no :class:`Message`. What is out of line is left to those who check everything.
+        """
+        link, regions, device = self._link, self._regions, self._device
+        if not self._connected or self._observer is not None:
             return False
-        offset, index, count = ACCESS.unpack(payload)
-        if index >= len(self._regions) or not 0 < count <= 64 or self._observer is not None:
-            return False
-        region = self._regions[index]
-        if offset + count > region.size or not region.readable:
-            return False
-        try:
-            data = self._device.region_read(index, offset, count)
-        except Exception:  # noqa: BLE001  # told apart by the way that has time for it
-            return False
-        self._link.post(HEADER.pack(message.id, _READ, 32 + count, _REPLY, 0) + payload + data)
-        return True
+        chunk, unpack = link.chunk, _ACCESS.unpack_from
+        while len(chunk) - link.at >= 32:
+            at = link.at
+            number, command, size, flags, _error, offset, index, count = unpack(chunk, at)
+            if index >= len(regions) or count > _SMALL or not count:
+                return False
+            region = regions[index]
+            if offset + count > region.size:
+                return False
+            reads = command == _READ
+            if reads:
+                if size != 32 or flags or not region.readable:
+                    return False
+            elif (
+                command != _WRITE
+                or size != 32 + count
+                or at + size > len(chunk)
+                or flags & ~_NO_REPLY
+                or not region.writable
+            ):
+                return False
+            # Taken out before the device sees it: it may wait for the client, and so read on.
+            link.at = at + size
+            try:
+                if reads:
+                    data = device.region_read(index, offset, count)
+                    head = HEADER.pack(number, _READ, 32 + count, _REPLY, 0)
+                    link.post(head + chunk[at + 16 : at + 32] + data)
+                else:
+                    device.region_write(index, offset, chunk[at + 32 : at + size])
+                    if not flags:
+                        head = HEADER.pack(number, _WRITE, 32, _REPLY, 0)
+                        link.post(head + chunk[at + 16 : at + 32])
+            except ClosedError:
+                raise
+            except Exception as error:  # noqa: BLE001  # see _handle
+                self._failed(Message(number, command, flags), error)
+            if link.chunk is not chunk:  # somebody read on
+                return False
+        return link.at >= len(chunk)
 
     # -- negotiation --------------------------------------------------------------------------
 

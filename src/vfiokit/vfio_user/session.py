@@ -194,6 +194,14 @@ ALLOWED: Final[Mapping[State, frozenset[Command]]] = {
 }
 """Which commands a state allows, whoever sends them."""
 
+_EXPECTED: Final[Mapping[tuple[bool, State], Mapping[int, Command]]] = {
+    (server, state): {
+        int(command): command for command in allowed & (FROM_CLIENT if server else FROM_SERVER)
+    }
+    for server in (False, True)
+    for state, allowed in ALLOWED.items()
+}
+"""The commands that the server (or client) may get in a state, by number."""
 _HEADER_ONLY: Final = frozenset({Command.DEVICE_RESET})
 _WITH_FDS: Final = frozenset({Command.DMA_MAP, Command.DEVICE_SET_IRQS})
 
@@ -228,29 +236,32 @@ class Session:
         Raises :class:`ProtocolError`: EINVAL, or ENOTSUP for a command that does not exist. Fatal
         while no version is agreed on, as there is nothing that the other end could go on with.
         """
-        fatal = self.state is not State.AGREED
-        try:
-            command = Command(message.command)
-        except ValueError:
-            raise ProtocolError(
-                f"{message.name} is unknown", errno=errno.ENOTSUP, fatal=fatal
-            ) from None
-        if command not in ALLOWED[self.state]:
-            raise ProtocolError(
-                f"{message.name} while the connection is {self.state.value}", fatal=fatal
-            )
-        if command not in (FROM_CLIENT if self.server else FROM_SERVER):
-            sender = "server" if self.server else "client"
-            raise ProtocolError(f"{message.name} is the {sender}'s to send", fatal=fatal)
+        command = _EXPECTED[self.server, self.state].get(message.command)
+        if command is None:
+            raise self._unexpected(message)
         if command in _HEADER_ONLY and message.payload:
             raise ProtocolError(f"{message.name} with a payload")
         if message.fds and command not in _WITH_FDS:
-            raise ProtocolError(f"{message.name} with {len(message.fds)} descriptors", fatal=fatal)
+            raise ProtocolError(f"{message.name} with {len(message.fds)} descriptors")
         if len(message.fds) > self.own.max_msg_fds:
             raise ProtocolError(
                 f"{message.name} with {len(message.fds)} descriptors; {self.own.max_msg_fds} fit"
             )
         return command
+
+    def _unexpected(self, message: Message) -> ProtocolError:
+        """What is wrong with a command that may not be sent."""
+        fatal = self.state is not State.AGREED
+        try:
+            command = Command(message.command)
+        except ValueError:
+            return ProtocolError(f"{message.name} is unknown", errno=errno.ENOTSUP, fatal=fatal)
+        if command not in ALLOWED[self.state]:
+            return ProtocolError(
+                f"{message.name} while the connection is {self.state.value}", fatal=fatal
+            )
+        sender = "server" if self.server else "client"
+        return ProtocolError(f"{message.name} is the {sender}'s to send", fatal=fatal)
 
 
 def check_reply(message: Message, number: int, command: int) -> None:

@@ -155,18 +155,14 @@ class Framer:
         self._max_fds = max_fds
         self._wanted = HEADER_SIZE
         self._parts: list[bytes] = []
-        self._held = 0
+        self.held = 0
+        """Bytes of an incomplete message that are here; 0 between two messages."""
         self._fds: list[int] = []
 
     @property
     def needed(self) -> int:
         """Bytes still missing from the message under way, its header first."""
-        return self._wanted - self._held
-
-    @property
-    def idle(self) -> bool:
-        """Whether the stream stands between two messages."""
-        return not self._held
+        return self._wanted - self.held
 
     def feed(self, chunk: bytes, fds: Sequence[int] = ()) -> list[Message]:
         """The messages that ``chunk`` completes, in order; ``fds`` came with it.
@@ -174,8 +170,8 @@ class Framer:
         Raises :class:`ProtocolError` (fatal) where the stream cannot be followed. Descriptors that
         no message has taken are then in :meth:`take_fds`.
         """
-        self._held += len(chunk)
-        if self._held < self._wanted:
+        self.held += len(chunk)
+        if self.held < self._wanted:
             self._parts.append(chunk)
             self._keep(fds)
             return []
@@ -188,14 +184,14 @@ class Framer:
         except ProtocolError:
             self._fds.extend(fds)
             raise
-        self._held = len(chunk) - at
-        if self._held:
+        self.held = len(chunk) - at
+        if self.held:
             self._parts.append(chunk[at:])
         if found and self._fds:
             found[0] = found[0]._replace(fds=tuple(self._fds))
             self._fds.clear()
         if fds:
-            if self._held or not found:
+            if self.held or not found:
                 self._keep(fds)
             else:
                 found[-1] = found[-1]._replace(fds=(*found[-1].fds, *fds))
