@@ -19,7 +19,7 @@ from vfiokit.pci.capability import catalog
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "docs" / "schema"
 FACES = sorted((ROOT / "src/vfiokit/cli").glob("*.py"))
-DOCUMENT = re.compile(r'\.document\(\s*"([a-z-]+)"')
+DOCUMENT = re.compile(r'\.document\(\s*"([a-z0-9-]+)"')
 
 ON_THE_DEMO_HOST = {
     "show": ["show"],
@@ -35,6 +35,11 @@ ON_THE_DEMO_HOST = {
     "undo": ["undo", "--journal", "{folder}"],
     "capture": ["capture", "{folder}/server.tar.zst"],
     "bandwidth": ["bandwidth", "nvme > memory"],
+    "p2p": ["p2p"],
+    "p2p-pair": ["p2p", "04:00.0", "04:00.1"],
+    "p2p-clients": ["p2p", "05:00.0", "nic"],
+    "p2p-remedy": ["p2p", "--remedy"],
+    "p2p-what-if": ["p2p", "--what-if", "move=05:00.0@80:01.0", "--what-if", "acs=0x11@00:02.2"],
     "report": ["report", "{folder}/server.html", "--svg", "{folder}/server.svg"],
     "vm-plan": ["vm", "plan", "gpu", "nic", "--p2p", "--viommu", "intel", "--vmm", "qemu"],
     "bandwidth-parameters": ["bandwidth", "--parameters"],
