@@ -16,11 +16,10 @@ from vfiokit.p2p.bandwidth import (
     Changes,
     Parameters,
     Prediction,
-    Sketch,
     parse_flows,
     predict,
-    sketch,
 )
+from vfiokit.p2p.bandwidth.sketch import Sketch, sketch
 from vfiokit.pci.capability.acs import Acs
 
 DIRECT_TRANSLATED = Acs(0x5D)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import bandwidth_points as published
 import pytest
 
-from vfiokit.p2p.bandwidth import lifts, parse_flows, predict, sketch
+from vfiokit.p2p.bandwidth import lifts, parse_flows, predict
+from vfiokit.p2p.bandwidth.sketch import sketch
 
 
 @pytest.mark.parametrize("point", published.POINTS, ids=[each.name for each in published.POINTS])
@@ -34,12 +35,15 @@ def test_the_85_gbps_scenario_is_in_its_range(scenario):
 def test_two_redirected_pairs_both_ways_are_near_what_was_seen_and_others_are_not():
     values = {scenario.name: scenario.gbps() for scenario in published.SCENARIOS}
     assert 85 / values["**redirect on, two pairs, both ways**"] == pytest.approx(0.77, abs=0.03)
-    assert min(
-        values["redirect off, two pairs, both ways"],
-        values["redirect on, one pair, one way"],
-        values["redirect on, one pair, both ways"],
-        values["redirect on, two pairs, one way"],
-    ) > 2 * 85
+    assert (
+        min(
+            values["redirect off, two pairs, both ways"],
+            values["redirect on, one pair, one way"],
+            values["redirect on, one pair, both ways"],
+            values["redirect on, two pairs, one way"],
+        )
+        > 2 * 85
+    )
 
 
 def test_what_would_lift_the_85_gbps_case_is_redirect_off_or_ats_with_direct_translated():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from test_routing import Builder, Kind, machines, outcome, view_of
 
 from vfiokit.machine.txn import AddressType
-from vfiokit.p2p.bandwidth import Changes, Flow, Parameters, predict
+from vfiokit.p2p.bandwidth import Changes, Flow, Memory, Parameters, lifts, predict
+from vfiokit.p2p.bandwidth import Kind as FlowKind
 from vfiokit.p2p.bandwidth.link import LinkMap
 from vfiokit.p2p.bandwidth.route import AcsView, Direction, Router
 
@@ -78,3 +79,37 @@ def test_redirect_off_never_makes_one_flow_slower(drawn, data):
     captured = predict(seen, flows, changes=Changes(ats=False)).rates[0]
     direct = predict(seen, flows, changes=Changes(redirect=False, ats=False)).rates[0]
     assert direct.gbps >= captured.gbps
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(machines, st.data())
+def test_no_link_carries_more_than_it_can_and_every_bottleneck_is_full(drawn, data):
+    built = Builder(drawn)
+    seen = view_of(built.machine)
+    ends = st.sampled_from(built.leaves)
+    drawn_flows = data.draw(
+        st.lists(
+            st.tuples(ends, ends, st.sampled_from(FlowKind), st.none() | st.floats(0.5, 200)),
+            min_size=1,
+            max_size=8,
+        )
+    )
+    flows = [
+        Flow(one.bdf, Memory() if one is other else other.bdf, kind, demand)
+        for one, other, kind, demand in drawn_flows
+    ]
+    given_values = Parameters({"socket_gbps": 100, "rc_p2p_gbps": 80, "working_set": 1e9})
+    prediction = predict(seen, flows, given_values)
+    loads = {load.resource: load for load in prediction.loads}
+    for load in prediction.loads:
+        if any(prediction.rates[index].gbps == float("inf") for index in load.flows):
+            continue
+        assert load.used <= load.capacity * (1 + 1e-9)
+    for index, rate in enumerate(prediction.rates):
+        if rate.bottleneck is not None:
+            assert loads[rate.bottleneck].used >= loads[rate.bottleneck].capacity * (1 - 1e-9)
+            assert index in loads[rate.bottleneck].flows
+        for limit in rate.limits:
+            assert rate.gbps <= limit.gbps * (1 + 1e-9)
+    for lift in lifts(seen, flows, prediction, given_values):
+        assert lift.prediction.total >= prediction.total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ from vfiokit.p2p.bandwidth import (
     lifts,
     parse_flows,
     predict,
-    sketch,
 )
 from vfiokit.p2p.bandwidth.link import LinkMap, PortKind, encoding
+from vfiokit.p2p.bandwidth.sketch import sketch
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.blueprint import BlueprintError
 from vfiokit.pci.capability.acs import Acs
@@ -376,6 +377,36 @@ def test_an_nccl_topology_has_links_per_device_and_says_that_acs_is_unknown():
     redirected = predict(topology, flows, Parameters(PURE), Changes(redirect=True))
     # The switch's own link, x8 at 16 GT/s, carries both flows in both directions.
     assert [rate.gbps for rate in redirected.rates] == pytest.approx([narrow / 4, narrow / 4])
+
+
+SHARED = Path(os.environ.get("VFIOKIT_SHARED") or Path(__file__).resolve().parents[2] / "../shared")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aws-p4d.24xl.xml",
+        "aws-p5.48xl-2026.xml",
+        "azure-ndv4-topo.xml",
+        "azure-ndv5-topo.xml",
+        "oci-H100-topology.xml",
+    ],
+)
+def test_published_nccl_topologies_are_predicted_and_lose_by_redirect(name):
+    path = SHARED / "data" / "nccl" / name
+    if not path.exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"{path} is missing")
+        pytest.skip(f"{path} is not here")
+    topology = read_nccl(path.read_bytes()).topology()
+    flows = parse_flows(topology, ["nic <> gpu"])
+    direct = predict(topology, flows)
+    redirected = predict(topology, flows, changes=Changes(redirect=True))
+    assert 0 < redirected.total <= direct.total
+    for prediction in (direct, redirected):
+        assert all(load.used <= load.capacity * (1 + 1e-9) for load in prediction.loads)
+    below_one_switch = [rate for rate in redirected.rates if rate.redirecting]
+    assert len(below_one_switch) == len(flows)
 
 
 def test_ports_without_registers_are_told_by_their_place():

@@ -122,7 +122,7 @@ def _machine(
         return session.topology(), None
     import os
 
-    from vfiokit.p2p.bandwidth import sketch
+    from vfiokit.p2p.bandwidth.sketch import sketch
 
     text = arguments.topology
     if os.path.isfile(text):

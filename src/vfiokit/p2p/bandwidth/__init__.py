@@ -1,4 +1,7 @@
-"""How fast: bandwidth of DMA between functions and to memory, predicted from the topology."""
+"""How fast: bandwidth of DMA between functions and to memory, predicted from the topology.
+
+:mod:`vfiokit.p2p.bandwidth.sketch` makes a topology of a machine that is only described.
+"""
 
 from vfiokit.p2p.bandwidth.flow import Flow, Kind, parse_flows
 from vfiokit.p2p.bandwidth.lift import Lift, lifts
@@ -20,7 +23,6 @@ from vfiokit.p2p.bandwidth.predict import (
     predict,
 )
 from vfiokit.p2p.bandwidth.route import Direction, Memory
-from vfiokit.p2p.bandwidth.sketch import Sketch, sketch
 
 __all__ = [
     "AS_CAPTURED",
@@ -38,11 +40,9 @@ __all__ = [
     "Prediction",
     "Rate",
     "Resource",
-    "Sketch",
     "lifts",
     "parse_flows",
     "parse_settings",
     "predict",
     "read_parameters",
-    "sketch",
 ]

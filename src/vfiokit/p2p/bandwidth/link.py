@@ -107,6 +107,7 @@ class LinkMap:
         self._rates = rates or {}
         self._best = best
         self._links: dict[Bdf, Link] = {}
+        self._ascents: dict[Bdf, tuple[Hop, ...]] = {}
         self.ports_left_out = _leaves_out_ports(topology)
 
     def kind(self, bridge: Function) -> PortKind:
@@ -129,6 +130,12 @@ class LinkMap:
 
     def ascent(self, function: Function) -> tuple[Hop, ...]:
         """The way from ``function`` to its root complex, nearest first."""
+        known = self._ascents.get(function.bdf)
+        if known is None:
+            known = self._ascents[function.bdf] = self._ascend(function)
+        return known
+
+    def _ascend(self, function: Function) -> tuple[Hop, ...]:
         hops: list[Hop] = []
         below = function
         for bridge in self.topology.path_to_root(function):

@@ -9,7 +9,7 @@ Source: PCI Express Base Specification 6.0 §6.12.1 (services), §6.12.3 (how th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import NamedTuple
 
 from vfiokit.errors import ConfigRangeError
@@ -25,7 +25,7 @@ REDIRECTING = Acs.REQUEST_REDIRECT | Acs.COMPLETION_REDIRECT
 """The bits whose redirection costs bandwidth."""
 
 
-class Direction(Enum):
+class Direction(StrEnum):
     """On a link, seen from the root complex."""
 
     UP = "up"
@@ -93,9 +93,17 @@ class AcsView:
         self._redirect = redirect
         self._overrides = overrides or {}
         self._ats = ats
+        self._bits: dict[tuple[Bdf, PortKind | None], Acs] = {}
+        self._translates: dict[Bdf, bool] = {}
 
     def bits(self, port: Function, kind: PortKind | None) -> Acs:
         """The services in force at ``port``."""
+        known = self._bits.get((port.bdf, kind))
+        if known is None:
+            known = self._bits[port.bdf, kind] = self._in_force(port, kind)
+        return known
+
+    def _in_force(self, port: Function, kind: PortKind | None) -> Acs:
         if port.bdf in self._overrides:
             return self._overrides[port.bdf]
         bits = control(port) & port.acs_capability
@@ -109,6 +117,13 @@ class AcsView:
         """Whether ``function`` asks for translations and uses them: ATS is enabled."""
         if self._ats is not None:
             return self._ats
+        known = self._translates.get(function.bdf)
+        if known is None:
+            known = self._translates[function.bdf] = self._ats_enabled(function)
+        return known
+
+    @staticmethod
+    def _ats_enabled(function: Function) -> bool:
         capability = function.capabilities.find_extended(0x0F)
         if capability is None:
             return False
