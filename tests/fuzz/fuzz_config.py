@@ -13,6 +13,7 @@ from fuzzing import fuzz
 from vfiokit.pci import header
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.bar import bars, rom, windows
+from vfiokit.pci.capability.text import FULL, capability_lines, header_lines
 from vfiokit.pci.config import ConfigSpace
 from vfiokit.pci.topology import Function, Resource, Topology
 
@@ -31,7 +32,9 @@ def one_input(data: bytes) -> None:
     for capability in function.capabilities:
         json.dumps(capability.decode())
         assert capability.size >= 2
+        assert capability_lines(capability, FULL)
     json.dumps(header.decode(config))
+    header_lines(config, FULL)
     topology = Topology([function])
     topology.path_to_root(function)
     topology.is_multifunction(function)

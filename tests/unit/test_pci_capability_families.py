@@ -6,12 +6,14 @@ import struct
 
 import pytest
 
+from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability import (
     Capability,
     capabilities,
     catalog,
     containment,
     hypertransport,
+    scalable,
     virtual_channel,
 )
 from vfiokit.pci.config import ConfigSpace
@@ -415,7 +417,7 @@ def dvsec(identifier: int, revision: int, body: bytes, vendor: int = 0x1E98) -> 
 )
 def test_cxl_is_told_by_vendor_and_id(identifier, name):
     assert dvsec(identifier, 1, bytes(64)).name == name
-    assert dvsec(identifier, 1, bytes(64), vendor=0x8086).name == "dvsec"
+    assert dvsec(identifier, 1, bytes(64), vendor=0x8087).name == "dvsec"
 
 
 @pytest.mark.parametrize(("length", "third"), [(0x10, False), (0x38, False), (0x3C, True)])
@@ -553,13 +555,10 @@ SHORT_OF_REGISTERS = {
     "agp-8x",
     "captured-data",
     "compact-resource",
-    "configuration-access",
-    "m-phy",
     "mriov",
     "null",
     "physical-128gt",
     "secure",
-    "siov",
 }
 
 
@@ -586,3 +585,38 @@ def test_any_contents_of_any_standard_capability_decode(cap_id, fill, header):
     capability = standard(cap_id, bytes([fill]) * 120, header=header)
     assert capability.decode()["registers"] is not None
     assert capability.size >= 2
+
+
+def test_scalable_interfaces_lie_at_offset_and_stride():
+    capability = extended(0x38, 0, 0x01000000 | 64, 0x00020100)
+    registers = capability.decode()["registers"]
+    assert registers["total_interfaces"]["count"] == 64
+    assert registers["status"]["enabled"] == 1
+    physical = Bdf(0, 0x10, 0, 0)
+    assert scalable.interface_address(capability, physical, 0) == Bdf(0, 0x11, 0, 0)
+    assert scalable.interface_address(capability, physical, 5) == Bdf(0, 0x11, 1, 2)
+
+
+def test_intel_s_own_scalable_capability_tells_of_interrupt_message_storage():
+    body = struct.pack("<BBIII", 1, 1, 0x553, 1, 1)
+    capability = dvsec(5, 0, body, vendor=0x8086)
+    assert capability.name == "intel-siov"
+    registers = capability.decode()["registers"]
+    assert registers["capabilities"]["interrupt_message_storage"] == 1
+    assert registers["supported_page_sizes"]["sizes"] == 0x553
+    assert dvsec(5, 0, body).name == "cxl-flush-device"
+
+
+def test_links_over_m_phy_have_a_width_each_way():
+    capability = extended(0x20, 0x02048001, 1, 0x02044001, 0, 0xC1000042, 0xA00000FF)
+    registers = capability.decode()["registers"]
+    assert registers["capabilities"]["max_transmit_width"] == 4
+    assert registers["capabilities"]["max_receive_width"] == 2
+    assert registers["status"]["rate_series"] == 1
+    assert registers["phy_address"]["read"] == registers["phy_address"]["configure"] == 1
+    assert registers["phy_data"]["pending"] == registers["phy_data"]["error"] == 1
+
+
+def test_configuration_access_shows_its_correlation():
+    capability = extended(0x0C, 0x33221100)
+    assert capability.decode()["registers"]["device_correlation"]["value"] == 0x33221100

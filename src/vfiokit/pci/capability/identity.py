@@ -59,3 +59,19 @@ HIERARCHY = Layout(
     "§7.9.17",
     fixed(0x20),
 )
+
+DEVICE_CORRELATION = Register(
+    "device_correlation",
+    0x04,
+    4,
+    (Field("correlation", 31, 0, doc="written through the trusted configuration space"),),
+)
+CONFIGURATION_ACCESS = Layout(
+    "configuration-access",
+    "Configuration Access Correlation",
+    0x0C,
+    True,
+    (DEVICE_CORRELATION,),
+    "Trusted Configuration Space ECN",
+    fixed(8),
+)

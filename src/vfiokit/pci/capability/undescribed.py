@@ -13,9 +13,6 @@ def _named(cap_id: int, name: str, title: str) -> Layout:
 
 
 NULL = Layout("null", "Null", 0x00, False, (), "§7.9.27", fixed(2))
-CONFIGURATION_ACCESS = _named(0x0C, "configuration-access", "Configuration Access Correlation")
 MULTI_ROOT = _named(0x11, "mriov", "Multi-Root I/O Virtualization")
-M_PHY = _named(0x20, "m-phy", "PCI Express over M-PHY")
-SCALABLE_IO_VIRTUALIZATION = _named(0x38, "siov", "Scalable I/O Virtualization")
 RATE_128GT = _named(0x39, "physical-128gt", "Physical Layer 128.0 GT/s")
 CAPTURED_DATA = _named(0x3A, "captured-data", "Captured Data")
