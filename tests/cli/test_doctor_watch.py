@@ -56,8 +56,8 @@ def test_doctor_of_the_recorded_server_knows_what_it_cannot_know(capsys) -> None
 
 
 def test_doctor_shows_the_worst_first_and_what_is_in_order_on_request(capsys) -> None:
-    _, short, _ = output(capsys, "doctor", "gpu", "--host", "demo")
-    _, long, _ = output(capsys, "doctor", "gpu", "--host", "demo", "-v")
+    _, short, _ = output(capsys, "doctor", "08:00.0", "--host", "demo")
+    _, long, _ = output(capsys, "doctor", "08:00.0", "--host", "demo", "-v")
     heads = [line.split()[0] for line in short.splitlines() if line[0] != " "][:-2]
     order = ["problem", "warning", "unknown", "note"]
     assert heads == sorted(heads, key=order.index)

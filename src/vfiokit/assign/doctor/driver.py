@@ -76,7 +76,7 @@ def _losses(facts: Facts, function: Function) -> Iterator[Finding]:
             yield Finding(
                 "in-use",
                 severity,
-                f"whether {use.kind} {use.name} is in use cannot be told; the host {use.loss}",
+                f"whether {use.kind} {use.name} is in use cannot be told; {loss(use)}",
                 evidence,
                 remedy,
                 bdf,
