@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from vfiokit.errors import ConfigRangeError
 from vfiokit.p2p.remedy import Way, advise
+from vfiokit.pci.capability.ats import CONTROL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vfiokit.p2p import Peers
     from vfiokit.p2p.remedy import Remedy
+    from vfiokit.pci.address import Bdf
+    from vfiokit.pci.topology import Function
     from vfiokit.web.inventory import Inventory
     from vfiokit.web.pairs import Pairs
 
+ATS = 0x0F
+"""Extended capability id of Address Translation Services."""
 MOST_PREDICTIONS = 8_000
 """Most functions times sets of ports for which groups are predicted: about a second."""
 
@@ -35,22 +41,41 @@ class PortChange(NamedTuple):
     translated_now: str
 
 
+class Outcome(NamedTuple):
+    """What comes of the changes for some pairs; ``{client}`` stands for the client."""
+
+    price: tuple[str, ...]
+    """What becomes of IOMMU groups without the redirects, a sentence each."""
+    clear: tuple[str, ...]
+    """What is in the way of that."""
+    possible: bool
+    """Whether ports and client offer what Direct Translated P2P takes."""
+    translated: tuple[str, ...]
+    """What is in the way of it."""
+
+
 class Advice(NamedTuple):
     """For all pairs."""
 
     changes: dict[int, PortChange]
     """By number of the port."""
-    obstacles: dict[int, tuple[str, ...]]
-    """By number of the function, why translated requests do not pass it, or it sends none."""
-    prices: dict[str, tuple[str, ...]]
-    """By numbers of the ports without redirects, in order and with commas: what groups become.
+    translating: tuple[int, ...]
+    """The state of ATS of every function, by its number: only equality means something."""
+    outcomes: dict[str, Outcome]
+    """By :func:`key`; those that took too long to predict are not there."""
 
-    Sets that took too long to predict are not there.
+
+def key(between: set[int], translating: int) -> str:
+    """What pairs have in common of which the same is true.
+
+    ``between`` are the numbers of the bridges of their way, and of an end that redirects;
+    ``translating`` is the client's state of ATS. The page makes the same text.
     """
+    return f"{','.join(map(str, sorted(between)))}|{translating}"
 
 
 def advice(peers: Peers, inventory: Inventory, pairs: Pairs) -> Advice:
-    """Ask about every client once, and about every set of redirecting ports once."""
+    """Ask about every two classes, and about every client once."""
     return _Asking(peers, inventory, pairs).ask()
 
 
@@ -60,68 +85,69 @@ class _Asking:
         self.items = inventory.items
         self.pairs = pairs
         self.numbers = {item.bdf: item.number for item in inventory.items}
-        self.texts = {str(item.bdf): item.number for item in inventory.items}
+        states: dict[int | None, int] = {}
+        self.translating = tuple(
+            states.setdefault(_ats_control(peers.topology[item.bdf]), len(states))
+            for item in inventory.items
+        )
 
     def ask(self) -> Advice:
-        """One question for all changes, and one for the price of each set of ports."""
-        asked: list[tuple[int, int]] = []
-        sets: dict[str, tuple[int, int]] = {}
-        for provider, client in self._redirected():
-            asked.append((provider, client))
-            answer = self.peers.map_type(self.items[provider].bdf, self.items[client].bdf)
-            ports = sorted(self.numbers[bdf] for bdf in answer.redirecting)
-            sets.setdefault(",".join(map(str, ports)), (provider, client))
+        """One question for all changes, and one for what comes of each."""
+        asked = list(self._redirected())
         if not asked:
-            return Advice({}, {}, {})
-        remedies = {remedy.way: remedy for remedy in self._remedies(asked)}
-        affordable = MOST_PREDICTIONS // len(self.items)
-        prices = {key: self._price(pair) for key, pair in list(sets.items())[:affordable]}
-        return Advice(self._changes(remedies), self._obstacles(remedies[Way.TRANSLATED]), prices)
+            return Advice({}, self.translating, {})
+        keys: dict[str, tuple[Bdf, Bdf]] = {}
+        for provider, client in asked:
+            answer = self.peers.map_type(provider, client)
+            between = {self.numbers[bdf] for bdf in (*answer.path[1:-1], *answer.redirecting)}
+            state = self.translating[self.numbers[client]]
+            keys.setdefault(key(between, state), (provider, client))
+        affordable = list(keys.items())[: MOST_PREDICTIONS // len(self.items)]
+        changes = self._changes(advise(self.peers, asked).remedies)
+        outcomes = {name: self._outcome(*pair) for name, pair in affordable}
+        return Advice(changes, self.translating, outcomes)
 
-    def _redirected(self) -> Iterator[tuple[int, int]]:
-        """Pairs of functions that some port keeps from each other.
+    def _redirected(self) -> Iterator[tuple[Bdf, Bdf]]:
+        """Pairs, provider first, that some port keeps from each other.
 
-        Every pair of two classes once, and of each class's functions every one as a client once.
+        Every two classes below one port of a root bus, with every function of a class that differs
+        in its state of ATS as the client once.
         """
-        blocks: dict[int, list[list[int]]] = {}
-        members: dict[int, list[int]] = {}
+        blocks: dict[int, dict[int, list[int]]] = {}
         for number, index in enumerate(self.pairs.class_of):
-            if index >= 0:
-                members.setdefault(index, []).append(number)
-        for index, numbers in members.items():
-            blocks.setdefault(self.pairs.classes[index].block, []).append(numbers)
-        for block, classes in blocks.items():
-            if block < 0:
-                continue
-            for providers in classes:
-                for clients in classes:
-                    seen = providers is not classes[0]
-                    yield from self._between(providers, clients[:1] if seen else clients)
+            if index >= 0 and self.pairs.classes[index].block >= 0:
+                block = blocks.setdefault(self.pairs.classes[index].block, {})
+                block.setdefault(index, []).append(number)
+        for classes in blocks.values():
+            for providers in classes.values():
+                for clients in classes.values():
+                    unlike = {self.translating[number]: number for number in clients}
+                    for client in unlike.values():
+                        yield from self._between(providers, client)
 
-    def _between(self, providers: list[int], clients: list[int]) -> Iterator[tuple[int, int]]:
-        for client in clients:
-            provider = next((number for number in providers if number != client), None)
-            if provider is None:
-                continue
+    def _between(self, providers: list[int], client: int) -> Iterator[tuple[Bdf, Bdf]]:
+        provider = next((number for number in providers if number != client), None)
+        if provider is not None:
             story = self.pairs.story(provider, client)
             if any("{redirecting}" in message for message in story.messages):
-                yield provider, client
+                yield self.items[provider].bdf, self.items[client].bdf
 
-    def _remedies(self, pairs: list[tuple[int, int]]) -> tuple[Remedy, ...]:
-        return advise(
-            self.peers, [(self.items[one].bdf, self.items[other].bdf) for one, other in pairs]
-        ).remedies
+    def _outcome(self, provider: Bdf, client: Bdf) -> Outcome:
+        remedies = advise(self.peers, [(provider, client)]).remedies
+        clear, translated = (_of(remedies, way) for way in (Way.CLEAR_REDIRECT, Way.TRANSLATED))
+        return Outcome(
+            (*(f"{change.text()}." for change in clear.price.regroupings), *clear.price.leaks),
+            tuple(text.replace(str(client), "{client}") for text in clear.obstacles),
+            translated.possible,
+            tuple(text.replace(str(client), "{client}") for text in translated.obstacles),
+        )
 
-    def _price(self, pair: tuple[int, int]) -> tuple[str, ...]:
-        found = next(each for each in self._remedies([pair]) if each.way is Way.CLEAR_REDIRECT)
-        return (*(f"{change.text()}." for change in found.price.regroupings), *found.price.leaks)
-
-    def _changes(self, remedies: dict[Way, Remedy]) -> dict[int, PortChange]:
+    def _changes(self, remedies: tuple[Remedy, ...]) -> dict[int, PortChange]:
         found: dict[int, PortChange] = {}
-        for change in remedies[Way.CLEAR_REDIRECT].changes:
+        for change in _of(remedies, Way.CLEAR_REDIRECT).changes:
             number = self.numbers[change.function]
             found[number] = PortChange(change.parameter, change.setpci, "", "")
-        for change in remedies[Way.TRANSLATED].changes:
+        for change in _of(remedies, Way.TRANSLATED).changes:
             number = self.numbers[change.function]
             known = found.get(number, PortChange("", "", "", ""))
             found[number] = known._replace(
@@ -129,11 +155,17 @@ class _Asking:
             )
         return found
 
-    def _obstacles(self, remedy: Remedy) -> dict[int, tuple[str, ...]]:
-        """Each obstacle is about the one function that it names."""
-        found: dict[int, tuple[str, ...]] = {}
-        for obstacle in remedy.obstacles:
-            named = (self.texts[word] for word in obstacle.split() if word in self.texts)
-            for number in named:
-                found[number] = (*found.get(number, ()), obstacle)
-        return found
+
+def _of(remedies: tuple[Remedy, ...], way: Way) -> Remedy:
+    return next(remedy for remedy in remedies if remedy.way is way)
+
+
+def _ats_control(function: Function) -> int | None:
+    """The ATS Control register; ``None`` without, -1 where it cannot be read."""
+    ats = function.capabilities.find_extended(ATS)
+    if ats is None:
+        return None
+    try:
+        return ats.raw(CONTROL.offset, CONTROL.width)
+    except ConfigRangeError:
+        return -1

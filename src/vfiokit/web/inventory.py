@@ -106,8 +106,8 @@ class Item(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What people call it."""
-        return " ".join(word for word in (self.vendor, self.device) if word) or self.class_name
+        """What people call it: the class stands in for a device that nobody knows by name."""
+        return f"{self.vendor} {self.device or self.class_name}".strip()
 
     @property
     def acs_text(self) -> str:

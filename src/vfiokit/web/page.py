@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit import __version__
 from vfiokit.web.inventory import KINDS, PEER_KINDS, GroupItem, Inventory, Item
+from vfiokit.web.pairs import sibling_words
 from vfiokit.web.palette import hue_of_groups, style_sheet
 from vfiokit.web.svg import asset, element, escape
 
@@ -130,6 +131,7 @@ def _data(content: Content) -> dict[str, object]:
             -1 if item.physfn is None else item.physfn,
             pairs.redirects[item.number],
             pairs.class_of[item.number],
+            content.advice.translating[item.number],
         ]
         for item in inventory.items
     ]
@@ -143,8 +145,8 @@ def _data(content: Content) -> dict[str, object]:
         "far": pairs.far,
         "stories": pairs.stories,
         "changes": content.advice.changes,
-        "obstacles": content.advice.obstacles,
-        "prices": content.advice.prices,
+        "outcomes": content.advice.outcomes,
+        "siblings": sibling_words(),
         "labels": dict(KINDS),
     }
 

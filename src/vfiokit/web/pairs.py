@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from vfiokit.p2p import Peers, Redirect
+from vfiokit.p2p import Answer, MapType, Peers, Redirect, Rule
 from vfiokit.p2p.code import numa_node
+from vfiokit.pci.address import Bdf
 
 if TYPE_CHECKING:
-    from vfiokit.p2p import Answer
-    from vfiokit.pci.address import Bdf
     from vfiokit.web.inventory import Inventory
 
 _NAMES = ("provider", "client", "common", "distance")
@@ -212,6 +211,15 @@ def _story(answer: Answer, unseen: int) -> Story:
         tuple(messages),
         answer.unknown[unseen:],
     )
+
+
+def sibling_words() -> str:
+    """What :class:`~vfiokit.p2p.Answer` adds for two functions of one device: no story has it."""
+    one, other = Bdf(0, 0, 0, 0), Bdf(0, 0, 0, 1)
+    sample = Answer(
+        one, other, MapType.BUS_ADDR, 0, one, (), (), Rule.NO_REDIRECT, (), (), "", "reason"
+    )
+    return " ".join(sample.text().split("\n")[1:-1])
 
 
 def _without(text: str, bdf: Bdf | None, name: str) -> str:

@@ -108,20 +108,21 @@ function remedy(story) {
     make("p", {}, `Take it off ${listed(story.redirecting)}, by kernel parameter or until the next boot:`),
     commands([bits(0)(cleared), ...cleared.map((change) => change[1])]),
   ];
-  const price = data.prices[[...story.redirecting].sort((one, other) => one - other).join(",")];
-  if (!price) parts.push(make("p", {}, "What becomes of the IOMMU groups: vfiokit p2p tells."));
-  else if (price.length) parts.push(...price.map((line) => make("p", { class: "price" }, `Price: ${line}`)));
-  else parts.push(make("p", {}, "No IOMMU group changes."));
-  const others = new Set([story.provider, story.client]);
-  const ports = story.path.filter((number) =>
-    data.changes[number]?.[2] && (!others.has(number) || story.redirecting.includes(number)));
-  const translated = ports.map((number) => data.changes[number]);
-  const obstacles = [...story.path.filter((number) => number !== story.provider)]
-    .flatMap((number) => data.obstacles[number] ?? []);
+  const between = [...new Set([...story.path.slice(1, -1), ...story.redirecting])].sort((one, other) => one - other);
+  const outcome = data.outcomes[`${between.join(",")}|${functions[story.client].translating}`];
+  const tell = (lines, kind, before) => lines.map((line) => make("p", { class: kind },
+    `${before}${line.replaceAll("{client}", functions[story.client].bdf).replace(/\.?$/, ".")}`));
+  if (outcome) {
+    const [price, obstacles] = outcome;
+    parts.push(...tell(price.length ? price : ["no IOMMU group changes"], "price", "Price: "));
+    parts.push(...tell(obstacles, "obstacle", "In the way: "));
+  } else parts.push(make("p", {}, "What becomes of the IOMMU groups, vfiokit p2p tells."));
+  const translated = between.map((number) => data.changes[number]).filter((change) => change?.[2]);
   parts.push(make("h3", {}, "Remedy that keeps the groups: ATS and Direct Translated P2P"));
-  if (translated.length)
+  if (outcome && !outcome[2]) parts.push(make("p", {}, "This machine cannot have it."));
+  else if (translated.length)
     parts.push(commands([bits(2)(translated), ...translated.map((change) => change[3])]));
-  parts.push(...obstacles.map((line) => make("p", { class: "obstacle" }, `In the way: ${line}.`)));
+  if (outcome) parts.push(...tell(outcome[3], "obstacle", "In the way: "));
   return parts;
 }
 

@@ -6,7 +6,7 @@ const functions = data.functions.map((row, number) => ({
   number, bdf: row[0], address: data.short ? row[0].slice(5) : row[0],
   kind: words[row[1]], name: words[row[2]], driver: words[row[3]], role: words[row[4]],
   acs: words[row[5]], group: row[6], parent: row[7], host: row[8], physfn: row[9],
-  redirect: row[10], peerClass: row[11],
+  redirect: row[10], peerClass: row[11], translating: row[12],
 }));
 const REDIRECT_UNKNOWN = 1, REDIRECTS = 2;
 const TYPES = ["bus-addr", "thru-host-bridge", "not-supported", "unknown"];
@@ -53,10 +53,13 @@ function explain(provider, client) {
     redirecting: redirecting.map((number) => functions[number].bdf).join(";").slice(0, 127),
   };
   const tell = (text) => text.replace(/\{(\w+)\}/g, (whole, name) => names[name] ?? whole);
+  const device = (number) => functions[number].bdf.split(".")[0];
+  const siblings = provider !== client && device(provider) === device(client) && data.siblings
+    ? [data.siblings] : [];
   return {
     provider, client, type: TYPES[story.type], code: story.code, common, path, redirecting,
     distance: up + down, above: met ? chainOf(common).slice(1) : [],
-    text: story.text.map(tell), messages: story.messages.map(tell),
+    text: [...story.text.slice(0, 1).map(tell), ...siblings, ...story.text.slice(1).map(tell)], messages: story.messages.map(tell),
     unknown: [
       ...unseen.map((number) => `whether ${functions[number].bdf} has an ACS redirect set`),
       ...story.unknown,
