@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 from doctor_host import ADDRESS, DEVICES, HEALTHY, IOMMU, Host, of, worst
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vfiokit.assign.doctor import Finding, Severity, Verdict, examine, verdict
 from vfiokit.assign.doctor.unit import Unit, decode_amd, decode_intel
@@ -66,6 +68,17 @@ CASES: list[tuple[str, Changes, tuple[str, ...], Severity, Severity | None]] = [
     ("iommu-group", {"/sys/kernel/iommu_groups/6/name": b"vfio-noiommu\n"}, ("drive",), PROBLEM,
      None),
     ("iommu-group", {f"{DRIVE}/iommu_group": None}, ("drive",), PROBLEM, None),
+    ("firmware-mapping", {"/sys/kernel/iommu_groups/6/reserved_regions":
+                          b"0x00000000bdf6f000 0x00000000bdf6ffff direct\n"
+                          b"0x00000000fee00000 0x00000000feefffff msi\n"}, ("drive",), PROBLEM,
+     None),
+    ("firmware-mapping", {"/sys/kernel/iommu_groups/6/reserved_regions":
+                          b"0x00000000bdf6f000 0x00000000bdf6ffff direct-relaxable\n"},
+     ("drive",), None, None),  # type: ignore[list-item]
+    ("firmware-mapping", {"/sys/kernel/iommu_groups/6/reserved_regions": None}, ("drive",),
+     UNKNOWN, None),
+    ("device-nodes", {"/boot/config-6.12.0-test": b"CONFIG_VFIO_PCI=m\n"}, (), NOTE, None),
+    ("device-nodes", {"/boot/config-6.12.0-test": b"CONFIG_VFIO_DEVICE_CDEV=y\n"}, (), None, None),  # type: ignore[list-item]
     ("iommu-coherency", {f"{IOMMU}/ecap": b"f0205f\n"}, (), WARNING, None),
     ("iommu-emulated", {f"{IOMMU}/cap": hex_cap(caching=True)}, (), NOTE, None),
     ("iommu-unit", {f"{IOMMU}/cap": b"nonsense", f"{IOMMU}/ecap": b""}, (), UNKNOWN, OK),
@@ -229,6 +242,22 @@ def test_iommu_off_is_blamed_on_the_kernel_when_the_firmware_offers_one() -> Non
     assert finding.severity is PROBLEM
     assert finding.remedy.endswith("intel_iommu=on")
     assert verdict(host.examine()) is Verdict.NOT_READY
+
+
+def test_iommu_off_is_blamed_on_a_kernel_that_was_built_without() -> None:
+    host = everything_without_iommu()
+    files = {**dict(host.tree.files()), "/boot/config-6.12.0-test": b"CONFIG_PCI=y\n"}
+    host.tree = RecordedTree(files, dict(host.tree.links()))
+    (finding,) = of(host.examine(), "iommu")
+    assert finding.remedy.endswith("built with CONFIG_INTEL_IOMMU")
+
+
+def test_iommu_off_is_blamed_on_the_option_that_turned_it_off() -> None:
+    host = everything_without_iommu()
+    files = {**dict(host.tree.files()), "/proc/cmdline": b"quiet intel_iommu=off\n"}
+    host.tree = RecordedTree(files, dict(host.tree.links()))
+    (finding,) = of(host.examine(), "iommu")
+    assert finding.remedy.startswith("take intel_iommu=off out")
 
 
 def test_iommu_off_is_blamed_on_the_firmware_when_it_has_no_table() -> None:
@@ -445,6 +474,36 @@ def test_the_twin_answers_what_its_software_knows() -> None:
     assert worst(findings, "address-spaces") is OK
     assert worst(findings, "iommu-mode") is NOTE
     assert twin.kernel.snapshot() == before
+
+
+HOST_PATHS = sorted(path for path in dict(Host().tree.files()) if "/pci0000:00/" not in path)
+"""Every file of the healthy host that is not a function's own."""
+
+
+@given(gone=st.sets(st.sampled_from(HOST_PATHS), max_size=len(HOST_PATHS)), guest=st.booleans())
+def test_files_that_a_capture_lacks_never_make_a_problem(gone: set[str], guest: bool) -> None:
+    whole = Host()
+    files = {path: data for path, data in whole.tree.files() if path not in gone}
+    whole.tree = RecordedTree(files, dict(whole.tree.links()))
+    whole.topology = read_topology(whole.tree)
+    findings = whole.examine("drive", "one", memory_size=GIB if guest else None, complete=False)
+    assert not [each for each in findings if each.severity is PROBLEM]
+    for finding in findings:
+        if finding.severity is UNKNOWN:
+            assert finding.remedy
+            assert finding.evidence
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(HOST_PATHS),
+        st.binary(max_size=20) | st.sampled_from([b"Y\n", b"-1\n", b"9" * 30, b"DMAR", b"0x\n"]),
+        max_size=8,
+    )
+)
+def test_garbled_files_raise_nothing(noise: dict[str, bytes]) -> None:
+    findings = Host(noise).examine("drive", "one", memory_size=GIB)
+    assert {each.id for each in findings} >= {"iommu", "interrupt-remapping", "reset"}
 
 
 def test_odd_content_raises_nothing() -> None:

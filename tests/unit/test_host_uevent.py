@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vfiokit.errors import FormatError, SourceError
+from vfiokit.host.tree import RecordedTree
 from vfiokit.host.uevent import Uevent, build, parse
 from vfiokit.host.uevent_socket import NoUevents, UeventSocket
+from vfiokit.host.watch import why_silent
 from vfiokit.pci.address import Bdf
 
 # As the kernel of a running machine sent it.
@@ -160,3 +162,12 @@ def test_no_netlink_is_a_source_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(SourceError, match="no uevents: Address family"):
         UeventSocket()
+
+
+@pytest.mark.parametrize(
+    ("mapping", "silent"),
+    [(b"         0          0 4294967295\n", False), (b"0 100000 65536\n", True), (None, False)],
+)
+def test_a_user_namespace_of_its_own_hears_nothing(mapping: bytes | None, silent: bool) -> None:
+    files = {} if mapping is None else {"/proc/self/uid_map": mapping}
+    assert bool(why_silent(RecordedTree(files, {}))) is silent

@@ -112,10 +112,14 @@ def _source(session: Session) -> tuple[UeventSource, str]:
     from vfiokit.errors import SourceError
     from vfiokit.host.tree import FolderTree
     from vfiokit.host.uevent_socket import NoUevents, UeventSocket
+    from vfiokit.host.watch import why_silent
 
     tree = session.tree
     if not (isinstance(tree, FolderTree) and tree.root == "/" and not tree.prefix):
         return NoUevents(), "this is not the running host"
+    silence = why_silent(tree)
+    if silence:
+        return NoUevents(), silence
     try:
         return UeventSocket(), ""
     except SourceError as error:

@@ -19,17 +19,31 @@ from vfiokit.host.observation import (
     observe,
     observe_function,
 )
-from vfiokit.host.tree import Tree
+from vfiokit.host.tree import Tree, read_text
 from vfiokit.host.uevent import Received, Uevent, UeventSource
 from vfiokit.pci.address import Bdf
 
 _TRIES = 3
+_WHOLE_SYSTEM = ["0", "0", "4294967295"]
+"""``/proc/self/uid_map`` (user_namespaces(7)) of the first user namespace."""
 _NODE_SUBSYSTEMS = frozenset({"vfio", "vfio-dev"})
 _RECOVERY = {
     "BEGIN_RECOVERY": "an error is being recovered from",
     "SUCCESSFUL_RECOVERY": "recovered from an error",
     "FAILED_RECOVERY": "could not be recovered from an error",
 }
+
+
+def why_silent(tree: Tree) -> str:
+    """Why no uevent reaches this process although the socket opens; empty when they do.
+
+    The kernel sends those of devices only to network namespaces of the first user namespace.
+    """
+    try:
+        mapped = read_text(tree, "/proc/self/uid_map").split()
+    except OSError:
+        return ""
+    return "" if mapped == _WHOLE_SYSTEM else "no uevents reach this user namespace"
 
 
 class Watcher:

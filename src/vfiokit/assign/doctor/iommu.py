@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import GROUPS, Facts
 from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
+from vfiokit.assign.doctor.kernel import configured
 from vfiokit.assign.doctor.unit import Unit, units
+from vfiokit.pci.topology import Function
 
 _TABLES = "/sys/firmware/acpi/tables"
 _FIRMWARE = {
@@ -19,6 +21,10 @@ _FIRMWARE = {
     "IVRS": ("AMD-Vi", "amd_iommu=force_enable"),
     "IORT": ("an Arm SMMU", "iommu.passthrough=0"),
     "VIOT": ("a virtual IOMMU", "iommu.passthrough=0"),
+}
+_BUILT = {
+    "intel_iommu=on": "CONFIG_INTEL_IOMMU",
+    "amd_iommu=force_enable": "CONFIG_AMD_IOMMU",
 }
 _SETUP = {
     "intel": "turn on 'Intel VT-d' in the firmware setup, then boot with intel_iommu=on",
@@ -33,6 +39,8 @@ def check(facts: Facts) -> Iterator[Finding]:
     if not _groups(facts):
         return
     yield from _unserved(facts)
+    for function in facts.devices:
+        yield from _firmware_mappings(facts, function)
     yield _mode(facts)
     yield from _abilities(found)
 
@@ -81,12 +89,24 @@ def _absent(facts: Facts, found: tuple[Unit, ...]) -> Finding:
     if offered or found:
         kind, option = _FIRMWARE[offered[0]] if offered else ("it", _FIRMWARE["DMAR"][1])
         evidence.append(facts.command_line.evidence)
+        built, source = configured(facts, _BUILT.get(option, "CONFIG_IOMMU_SUPPORT"))
+        remedy = f"add to the kernel command line and reboot: {option}"
+        off = [
+            f"{name}={value}"
+            for name, value in facts.options("iommu", "intel_iommu", "amd_iommu")
+            if {"off", "soft"} & set(value.split(","))
+        ]
+        if off:
+            remedy = f"take {' and '.join(off)} out of the kernel command line and reboot"
+        elif built is False:
+            evidence.append(source)
+            remedy = f"install a kernel that is built with {source.content.split()[0]}"
         return Finding(
             "iommu",
             Severity.PROBLEM,
             f"the IOMMU is off: the firmware offers {kind}, and the kernel does not use it",
             tuple(evidence),
-            f"add to the kernel command line and reboot: {option}",
+            remedy,
         )
     return Finding(
         "iommu",
@@ -128,6 +148,38 @@ def _unserved(facts: Facts) -> Iterator[Finding]:
                 "enable_unsafe_noiommu_mode, then bind it again",
                 function.bdf,
             )
+
+
+def _firmware_mappings(facts: Facts, function: Function) -> Iterator[Finding]:
+    """Memory that the firmware wants mapped for a device at all times (RMRR, IVMD)."""
+    number, bdf = function.recorded.iommu_group, function.bdf
+    if number is None:
+        return
+    reading = facts.read(f"{GROUPS}/{number}/reserved_regions")
+    if reading.text is None:
+        yield Finding(
+            "firmware-mapping",
+            Severity.UNKNOWN,
+            f"whether the firmware reserves memory for {bdf} (RMRR) is not recorded",
+            (reading.evidence,),
+            f"grep direct {reading.path}",
+            bdf,
+        )
+        return
+    regions = [line.split() for line in reading.text.splitlines()]
+    fixed = [line for line in regions if len(line) == 3 and line[2] == "direct"]
+    if fixed:
+        first = f"{fixed[0][0]} to {fixed[0][1]}"
+        yield Finding(
+            "firmware-mapping",
+            Severity.PROBLEM,
+            f"the firmware demands that {bdf} reaches host memory at {first} at all times (RMRR): "
+            "Linux refuses to give it away",
+            (Evidence(reading.path, " ".join(fixed[0])),),
+            "use another slot, or turn the reservation off in the firmware (HPE ProLiant: conrep, "
+            "section RMRDS_SlotN: Endpoints_Excluded)",
+            bdf,
+        )
 
 
 def _mode(facts: Facts) -> Finding:

@@ -119,6 +119,16 @@ def _address_spaces(facts: Facts) -> Finding:
 
 def _device_nodes(facts: Facts) -> Iterator[Finding]:
     """Per-device nodes exist once a function is bound; before that the configuration tells."""
+    built, source = configured(facts, "CONFIG_VFIO_DEVICE_CDEV")
+    if built is False and facts.exists(_IOMMUFD):
+        yield Finding(
+            "device-nodes",
+            Severity.NOTE,
+            f"this kernel makes no nodes of devices ({_DEVICE_NODES}): programs that use iommufd "
+            "itself, and not through groups, fail",
+            (source,),
+            "a kernel that is built with CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 and later)",
+        )
     for function in facts.devices:
         if function.recorded.driver != "vfio-pci":
             continue
@@ -194,19 +204,19 @@ def _offered(facts: Facts, module: str) -> tuple[bool | None, Evidence]:
     path = f"/lib/modules/{release}/modules.dep"
     if known:
         return False, Evidence(path, f"does not list {module}")
-    return _configured(facts, release, module)
+    return configured(facts, f"CONFIG_{module.replace('-', '_').upper()}")
 
 
-def _configured(facts: Facts, release: str, module: str) -> tuple[bool | None, Evidence]:
-    """The same by the configuration that the kernel was built with."""
-    option = f"CONFIG_{module.replace('-', '_').upper()}"
+def configured(facts: Facts, option: str) -> tuple[bool | None, Evidence]:
+    """Whether the running kernel was built with ``CONFIG_…``, and where that was read."""
+    release = facts.read(_RELEASE).text
     path = f"/boot/config-{release}"
-    text = facts.read(path).text
+    text = None if release is None else facts.read(path).text
     if text is None:
         path = "/proc/config.gz"
         text = _unpacked(facts, path)
     if text is None:
-        return None, Evidence(f"/boot/config-{release}", "(not readable, nor /proc/config.gz)")
+        return None, Evidence(f"/boot/config-{release or '…'}", "(not there, nor /proc/config.gz)")
     for line in text.splitlines():
         if line in (f"{option}=y", f"{option}=m"):
             return True, Evidence(path, line)
