@@ -111,8 +111,8 @@ def test_flows_that_are_alike_are_one_line(capsys: pytest.CaptureFixture[str]) -
 def test_details_show_the_way_and_the_load(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bandwidth", "nic0 < gpu0", "--topology", BOX, "-v"]) == exit_code.DONE
     out = capsys.readouterr().out
-    assert "  way        up 0000:02:02.0, up 0000:00:02.0, down 0000:00:02.0, down" in out
-    assert "  data come  up 0000:02:00.0, up 0000:00:02.0, down 0000:00:02.0, down" in out
+    assert "  way        up sw0.2, up rp0, down rp0, down sw0.0" in out
+    assert "  data come  up sw0.0, up rp0, down rp0, down sw0.2" in out
     assert "100%" in out
 
 

@@ -12,10 +12,15 @@ from vfiokit.cli.session import Session
 from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vfiokit.p2p.bandwidth import Changes, Flow, Lift, Parameters, Prediction, Rate
     from vfiokit.p2p.bandwidth.route import Way
     from vfiokit.pci.address import Bdf
     from vfiokit.pci.topology import Topology
+
+_PORTS = 8
+"""Most ports named in a line."""
 
 DESCRIPTION = """\
 Predict the bandwidth of DMA between devices and to memory when all the flows run at
@@ -110,7 +115,7 @@ def _predict(
         host = session.host if arguments.topology is None else "topology"
         output.document("bandwidth", host, _document(prediction, remedies, parameters, changes))
     else:
-        _print(output, prediction, remedies, verbose=arguments.verbose)
+        _Text(output, names or {}).print(prediction, remedies, verbose=arguments.verbose)
     blocked = any(rate.limit == "blocked" for rate in prediction.rates)
     return exit_code.NO if blocked else exit_code.DONE
 
@@ -139,77 +144,87 @@ def _switch(choice: str | None) -> bool | None:
 # -- text -----------------------------------------------------------------------------------------
 
 
-def _print(
-    output: Output, prediction: Prediction, remedies: tuple[Lift, ...], *, verbose: bool
-) -> None:
-    # Flows that are the same get the same.
-    alike: dict[Flow, list[Rate]] = {}
-    for rate in prediction.rates:
-        alike.setdefault(rate.flow, []).append(rate)
-    rows = [
-        (
-            f"{flow} x{len(rates)}, each" if len(rates) > 1 else str(flow),
-            _gbps(rates[0].gbps),
-            _gigabytes(rates[0].gbps),
-            rates[0].text,
-        )
-        for flow, rates in alike.items()
-    ]
-    if len(prediction.rates) > 1:
-        total = prediction.total
-        name = f"all {len(prediction.rates)} flows"
-        rows.append((name, _gbps(total), _gigabytes(total), ""))
-    output.table(("FLOW", "Gb/s", "GB/s", "LIMITED BY"), rows)
-    for text in _redirects(prediction):
-        output.line(text)
-    if verbose:
-        _print_details(output, prediction)
-    if remedies:
-        output.heading("what would lift it:")
-        for lift in remedies:
-            output.line(f"  {_gbps(lift.prediction.total)} Gb/s in all, {_gain(lift)}: {lift.text}")
-    if prediction.assumptions:
-        output.heading("assumed:")
-        for text in prediction.assumptions:
-            output.line(f"  {text}")
+class _Text:
+    """The answer for people; functions of a described machine go by their names."""
 
+    def __init__(self, output: Output, names: Mapping[str, Bdf]) -> None:
+        self._output = output
+        self._names = [(str(bdf), name) for name, bdf in names.items()]
 
-def _redirects(prediction: Prediction) -> list[str]:
-    ports = sorted({port for rate in prediction.rates for port in rate.redirecting})
-    if not ports:
-        return []
-    count = sum(1 for rate in prediction.rates if rate.redirecting)
-    listed = ", ".join(map(str, ports[:8])) + (f" and {len(ports) - 8} more" if ports[8:] else "")
-    what = f"{count} flow{'s' if count != 1 else ''}"
-    return [
-        f"ACS redirect at {listed} sends {what} up to the root complex and down again: "
-        "links above are used twice"
-    ]
+    def _named(self, text: str) -> str:
+        for address, name in self._names:
+            text = text.replace(address, name)
+        return text
 
+    def _line(self, text: str) -> None:
+        self._output.line(self._named(text))
 
-def _print_details(output: Output, prediction: Prediction) -> None:
-    for rate in {rate.flow: rate for rate in prediction.rates}.values():
-        output.heading(f"{rate.flow}")
-        output.line(f"  way        {_way_text(rate.request)}")
-        if rate.answer is not None:
-            output.line(f"  data come  {_way_text(rate.answer)}")
-        output.line(f"  round trip {rate.rtt_ns:.0f} ns")
-        for limit in rate.limits:
-            output.line(f"  alone      {_gbps(limit.gbps)} Gb/s by {limit.text}")
-    output.heading("shared:")
-    output.table(
-        ("WHERE", "LINK", "Gb/s", "USED", "FLOWS"),
-        (
+    def print(self, prediction: Prediction, remedies: tuple[Lift, ...], *, verbose: bool) -> None:
+        """Everything."""
+        self._print_rates(prediction)
+        if verbose:
+            self._print_details(prediction)
+        if remedies:
+            self._output.heading("what would lift it:")
+            for lift in remedies:
+                total = _gbps(lift.prediction.total)
+                self._line(f"  {total} Gb/s in all, {_gain(lift)}: {lift.text}")
+        if prediction.assumptions:
+            self._output.heading("assumed:")
+            for text in prediction.assumptions:
+                self._line(f"  {text}")
+
+    def _print_rates(self, prediction: Prediction) -> None:
+        # Flows that are the same get the same.
+        alike: dict[Flow, list[Rate]] = {}
+        for rate in prediction.rates:
+            alike.setdefault(rate.flow, []).append(rate)
+        rows = [
             (
-                load.resource.text(),
+                self._named(str(flow)) + (f" x{len(rates)}, each" if len(rates) > 1 else ""),
+                _gbps(rates[0].gbps),
+                _gigabytes(rates[0].gbps),
+                self._named(rates[0].text),
+            )
+            for flow, rates in alike.items()
+        ]
+        if len(prediction.rates) > 1:
+            total = prediction.total
+            name = f"all {len(prediction.rates)} flows"
+            rows.append((name, _gbps(total), _gigabytes(total), ""))
+        self._output.table(("FLOW", "Gb/s", "GB/s", "LIMITED BY"), rows)
+        redirected = [rate for rate in prediction.rates if rate.redirecting]
+        ports = sorted({port for rate in redirected for port in rate.redirecting})
+        if ports:
+            shown = ", ".join(map(str, ports[:_PORTS]))
+            more = f" and {len(ports) - _PORTS} more" if ports[_PORTS:] else ""
+            flows = f"{len(redirected)} flow{'s' if len(redirected) != 1 else ''}"
+            self._line(
+                f"ACS redirect at {shown}{more} sends {flows} up to the root complex and down "
+                "again: links above are used twice"
+            )
+
+    def _print_details(self, prediction: Prediction) -> None:
+        for rate in {rate.flow: rate for rate in prediction.rates}.values():
+            self._output.heading(self._named(f"{rate.flow}"))
+            self._line(f"  way        {_way_text(rate.request)}")
+            if rate.answer is not None:
+                self._line(f"  data come  {_way_text(rate.answer)}")
+            self._line(f"  round trip {rate.rtt_ns:.0f} ns")
+            for limit in rate.limits:
+                self._line(f"  alone      {_gbps(limit.gbps)} Gb/s by {limit.text}")
+        self._output.heading("shared:")
+        rows = (
+            (
+                self._named(load.resource.text()),
                 f"{load.link.speed:g} GT/s x{load.link.width}" if load.link else "-",
                 _gbps(load.capacity),
                 f"{load.used / load.capacity:.0%}",
                 str(len(load.flows)),
             )
             for load in prediction.loads
-        ),
-    )
+        )
+        self._output.table(("WHERE", "LINK", "Gb/s", "USED", "FLOWS"), rows)
 
 
 def _way_text(way: Way) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vfiokit.pci.capability.text import Style
     from vfiokit.pci.topology import Function
 
-_CUT = {"KIND": 2, "DEVICE": 5, "NAME": 5, "PATH": 2}
+_CUT = {"KIND": 2, "DEVICE": 5, "NAME": 5, "PATH": 2, "LIMITED BY": 5}
 """Columns of words and their shares of the width that the others leave."""
 _LINES_AT_ONCE = 4096
 
