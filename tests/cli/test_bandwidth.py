@@ -62,6 +62,18 @@ def test_redirect_off_ats_and_settings_change_the_answer(
     assert smaller["parameters"]["completion_payload"] == 64
 
 
+def test_acs_of_single_ports_can_be_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("nic0 > gpu0", "gpu0 > nic0", "--topology", BOX)
+    plain = document(capsys, *asked)[1]
+    one = document(capsys, *asked, "--acs", "0@sw0.2")[1]
+    both = document(capsys, *asked, "--acs", "0@02:00.0", "--acs", "0x11@02:02.0")[1]
+    assert both["what_if"]["acs"] == {"0000:02:00.0": 0, "0000:02:02.0": 0x11}
+    assert [len(body["flows"][0]["redirecting"]) for body in (plain, one, both)] == [1, 0, 0]
+    assert [len(body["flows"][1]["redirecting"]) for body in (plain, one, both)] == [1, 1, 0]
+    assert plain["total_gbps"] < one["total_gbps"] < both["total_gbps"] * 1.001
+    assert plain["names"]["nic0"] == plain["flows"][0]["source"]
+
+
 def test_a_parameter_file_is_read_and_the_command_line_wins(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -136,6 +148,10 @@ def test_every_parameter_is_listed_with_its_source(capsys: pytest.CaptureFixture
         (("nvme > memory", "--set", "mps"), "name=number"),
         (("nvme > memory", "--set", "speed=3"), "no parameter 'speed'"),
         (("nvme > memory", "--topology", "rp0("), "topology"),
+        (("nvme > memory", "--acs", "0x80@00:02.0"), "BITS@PORT"),
+        (("nvme > memory", "--acs", "off@00:02.0"), "BITS@PORT"),
+        (("nvme > memory", "--acs", "0x5d"), "BITS@PORT"),
+        (("nvme > memory", "--acs", "0x5d@ff:00.0"), "ff:00.0"),
     ],
 )
 def test_a_bad_question_is_a_usage_error_with_a_hint(

@@ -20,6 +20,10 @@ def test_half_of_the_measured_points_are_within_a_twentieth_and_two_are_known_mi
     assert sum(error > 0.2 for error in errors) == 2
 
 
+def test_the_model_is_an_upper_bound():
+    assert all(point.error() > -0.01 for point in published.POINTS)
+
+
 def test_redirect_halves_a_pair_in_the_model_as_in_the_measurement():
     names = {point.name: point for point in published.POINTS}
     off = names["two below one switch, ACS redirect off, both ways"]

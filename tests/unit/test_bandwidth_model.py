@@ -31,6 +31,8 @@ from vfiokit.p2p.bandwidth.sketch import sketch
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.blueprint import BlueprintError
 from vfiokit.pci.capability.acs import Acs
+from vfiokit.pci.config import ConfigSpace
+from vfiokit.pci.topology import Function, Topology
 
 PURE = {"dllp_share": 0, "skp_share": 0}
 """Parameters that leave headers and framing alone, so that rates are easy by hand."""
@@ -346,6 +348,31 @@ def test_packet_sizes_and_links_of_a_capture_are_its_own():
     # lspci: LnkSta 8GT/s x4, MaxPayload 256 bytes.
     assert prediction.total == pytest.approx(8 * 4 * 128 / 130 * 256 / 280)
     assert prediction.assumptions == ()
+
+
+def test_a_capture_without_privilege_still_has_links_and_says_what_it_lacks():
+    """Link speed and width are world-readable in sysfs; configuration space ends after 64 bytes."""
+    whole = open_host("demo").topology()
+    cut = Topology(
+        (
+            Function(
+                each.bdf,
+                ConfigSpace(each.config.data[:64]),
+                each.identity,
+                physfn=each.physfn,
+                recorded=each.recorded,
+            )
+            for each in whole
+        ),
+        [(bridge.domain, bridge.bus) for bridge in whole.host_bridges],
+    )
+    flows = parse_flows(cut, ["05:00.0 > 08:00.0"])
+    prediction = predict(cut, flows, Parameters(PURE))
+    assert prediction.total == pytest.approx(predict(whole, flows, Parameters(PURE)).total)
+    lacking = " ".join(prediction.assumptions)
+    assert "Device Control was not captured" in lacking
+    assert "ACS was not captured" in lacking
+    assert predict(whole, flows).assumptions == ()
 
 
 def test_a_virtual_function_uses_the_link_and_the_packet_sizes_of_its_physical_one():

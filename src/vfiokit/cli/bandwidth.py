@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vfiokit.p2p.bandwidth import Changes, Flow, Lift, Parameters, Prediction, Rate
     from vfiokit.p2p.bandwidth.route import Way
     from vfiokit.pci.address import Bdf
+    from vfiokit.pci.capability.acs import Acs
     from vfiokit.pci.topology import Topology
 
 _PORTS = 8
@@ -62,6 +63,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ats", choices=("on", "off"), help="as if devices did, or did not, ATS")
     parser.add_argument(
+        "--acs",
+        action="append",
+        default=[],
+        metavar="BITS@PORT",
+        help="as if ACS Control of a port were this, for example 0x5d@02:00.0",
+    )
+    parser.add_argument(
         "--links",
         choices=("captured", "best"),
         default="captured",
@@ -105,6 +113,7 @@ def _predict(
     topology, names = _machine(arguments, session)
     flows = parse_flows(topology, arguments.flows, names=names, all_pairs=arguments.all_pairs)
     changes = Changes(
+        acs=_acs(topology, arguments.acs, names or {}),
         redirect=_switch(arguments.redirect),
         ats=_switch(arguments.ats),
         best_links=arguments.links == "best",
@@ -113,7 +122,9 @@ def _predict(
     remedies = lifts(topology, flows, prediction, parameters, changes)
     if output.json:
         host = session.host if arguments.topology is None else "topology"
-        output.document("bandwidth", host, _document(prediction, remedies, parameters, changes))
+        body = _document(prediction, remedies, parameters, changes)
+        shown = {name: str(bdf) for name, bdf in (names or {}).items()}
+        output.document("bandwidth", host, {**body, "names": shown})
     else:
         _Text(output, names or {}).print(prediction, remedies, verbose=arguments.verbose)
     blocked = any(rate.limit == "blocked" for rate in prediction.rates)
@@ -135,6 +146,27 @@ def _machine(
             text = file.read()
     drawn = sketch(text)
     return drawn.topology, drawn.names
+
+
+def _acs(topology: Topology, texts: list[str], names: Mapping[str, Bdf]) -> dict[Bdf, Acs]:
+    """ACS Control by port, from ``BITS@PORT`` texts."""
+    from vfiokit.pci.capability.acs import Acs
+    from vfiokit.pci.selector import select
+
+    found: dict[Bdf, Acs] = {}
+    for text in texts:
+        number, at, port = text.partition("@")
+        try:
+            bits = int(number, 0)
+        except ValueError:
+            bits = -1
+        if not at or not 0 <= bits <= 0x7F:
+            raise UsageError(
+                f"{text!r} is no BITS@PORT", hint="bits are 0 to 0x7f, for example 0x5d@02:00.0"
+            )
+        ports = [names[port]] if port in names else [each.bdf for each in select(topology, port)]
+        found.update(dict.fromkeys(ports, Acs(bits)))
+    return found
 
 
 def _switch(choice: str | None) -> bool | None:
@@ -309,6 +341,7 @@ def _document(
         ],
         "what_if": {
             "redirect": changes.redirect,
+            "acs": {str(port): int(bits) for port, bits in changes.acs.items()},
             "ats": changes.ats,
             "best_links": changes.best_links,
         },

@@ -24,7 +24,7 @@ SPEED_CODES = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 """GT/s by the code of the link registers."""
 _SPEED = re.compile(r"([0-9.]+) GT/s")
 _FLIT_SHARE = 236 / 256
-"""Bytes of a flit that carry packets; the others are DLLPs, CRC and ECC (§4.2.3.4)."""
+"""Bytes of a flit that carry packets; the others are DLLPs, CRC and ECC (§4.2.3)."""
 
 
 def encoding(speed: float) -> float:
