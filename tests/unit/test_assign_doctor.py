@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from doctor_host import ADDRESS, DEVICES, HEALTHY, IOMMU, Host, of, worst
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from vfiokit.assign.doctor import Finding, Severity, Verdict, examine, verdict
 from vfiokit.assign.doctor.unit import Unit, decode_amd, decode_intel
+from vfiokit.host.archive import read_capture, write_capture
 from vfiokit.host.source import open_tree
 from vfiokit.host.sysfs import read_topology
 from vfiokit.host.tree import RecordedTree
@@ -474,6 +476,30 @@ def test_the_twin_answers_what_its_software_knows() -> None:
     assert worst(findings, "address-spaces") is OK
     assert worst(findings, "iommu-mode") is NOTE
     assert twin.kernel.snapshot() == before
+
+
+def captured(tree: RecordedTree, folder: Path) -> RecordedTree:
+    return read_capture(write_capture(tree, str(folder / "host.tar.zst")).path)
+
+
+def test_a_capture_gets_the_same_answers_as_its_host(tmp_path: Path) -> None:
+    host = Host(cmdline("pcie_acs_override=downstream"))
+    tree = captured(host.tree, tmp_path)
+    topology = read_topology(tree)
+    chosen = [topology[each.bdf] for each in host.topology if str(each.bdf) == ADDRESS["drive"]]
+    here = {(each.id, each.severity, each.what) for each in host.examine("drive")}
+    there = {(each.id, each.severity, each.what) for each in examine(tree, topology, chosen)}
+    # The limits of whoever captures are not those of whoever runs a guest.
+    assert {name for name, _, _ in here ^ there} == {"memlock"}
+
+
+def test_a_capture_of_a_host_without_iommu_says_so(tmp_path: Path) -> None:
+    host = everything_without_iommu()
+    tree = captured(host.tree, tmp_path)
+    findings = examine(tree, read_topology(tree))
+    (finding,) = of(findings, "iommu")
+    assert finding.severity is PROBLEM
+    assert finding.remedy.endswith("intel_iommu=on")
 
 
 HOST_PATHS = sorted(path for path in dict(Host().tree.files()) if "/pci0000:00/" not in path)
