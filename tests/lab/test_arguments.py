@@ -126,3 +126,24 @@ def test_presets_carry_what_has_to_be_known() -> None:
     with pytest.raises(UsageError, match="none of intel"):
         parse_iommu("smmu")
     assert (cpu_model("pre-zen"), cpu_model("max")) == ("EPYC,family=21", "max")
+
+
+@pytest.mark.parametrize(
+    ("fits", "too_many"),
+    [
+        (["rp(e1000e)"] * 14, ["rp(e1000e)"]),
+        (["pci-bridge"] * 14, ["rp(pcie-pci-bridge)"]),
+        # A bridge below a bridge shares its window; ports of one switch do not.
+        (["pci-bridge(pci-bridge(pci-testdev, pci-testdev))"] * 14, ["pci-bridge"]),
+        (["rp(sw(e1000e, e1000e, pci-testdev, pci-testdev, e1000e, e1000e, edu))"] * 2,
+         ["rp(sw(e1000e, e1000e, e1000e))"]),
+        (["rp(nvme)"] * 20 + ["rp(sw(edu, virtio-net))"], ["rp(e1000e)"] * 15),
+        (["e1000e"] * 5 + ["rp(slot(e1000e, pci-testdev))"] * 14, ["slot(rp(edu), rp(igb))"]),
+    ],
+)  # fmt: skip
+def test_more_io_windows_than_the_firmware_has_are_refused(
+    fits: list[str], too_many: list[str]
+) -> None:
+    build(Blueprint.parse(", ".join(fits)), NewQemu(), "/disks")
+    with pytest.raises(UnsupportedError, match=r"windows of 4 KiB of I/O ports .*the firmware has"):
+        build(Blueprint.parse(", ".join([*fits, *too_many])), NewQemu(), "/disks")

@@ -167,3 +167,13 @@ def test_no_iommu_is_what_the_kernel_calls_unsafe(lab: Lab) -> None:
 def test_what_qemu_cannot_express_is_said(lab: Lab, topology: str, message: str) -> None:
     with pytest.raises(LabError, match=message):
         lab.with_changes(topology=topology).run(["true"])
+
+
+@pytest.mark.parametrize("qemu", ["lab", "newer_lab"])
+def test_as_many_io_windows_as_the_firmware_has_boot(
+    request: pytest.FixtureRequest, qemu: str
+) -> None:
+    lab: Lab = request.getfixturevalue(qemu)
+    topology = ", ".join(["rp(e1000e)"] * 7), ", ".join(["rp(pcie-pci-bridge)"] * 7)
+    changed = lab.with_changes(topology=f"{topology[0]}, hb({topology[1]})", iommu="none")
+    assert changed.run(["true"]).status == 0

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vfiokit.lab import io_space
 from vfiokit.lab.failure import UnsupportedError
 from vfiokit.lab.preset import Features
 from vfiokit.pci.blueprint import (
@@ -78,6 +79,7 @@ class _Builder:
         self._chassis = 0
 
     def build(self, blueprint: Blueprint) -> Hardware:
+        io_space.check(blueprint)
         blueprint.places()  # Are there numbers enough for all buses and devices?
         first, *others = blueprint.host_bridges
         self._refuse_ids(first)
