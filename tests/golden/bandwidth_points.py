@@ -180,6 +180,7 @@ POINTS = (
         0.06,
         NARROW,
         BOTH,
+        note="which uplink was x4 is deduced, here and in the next row",
     ),
     Point(
         "two switches, one uplink x4, both ways",
