@@ -141,7 +141,9 @@ def test_a_port_without_the_capability_is_a_matter_of_firmware() -> None:
 def test_another_slot_is_found_by_moving_the_card() -> None:
     topology = two_slots(acs=None)
     found = remedy(explained(topology, "01:00.0"), Kind.SLOT)
-    assert found.text == "Put it into another slot: below 0000:00:02.0 (x16 8 GT/s)."
+    assert found.text == (
+        "Put it into another slot, if it is a card: below 0000:00:02.0 (x16 8 GT/s)."
+    )
     assert len(found.members) == 1
     taken = remedy(explained(two_slots(acs=None, occupied=True), "01:00.0"), Kind.SLOT)
     assert "now holds 0000:02:00.0" in taken.text

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
+from vfiokit.cli.describe import device_text
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     for index, explanation in enumerate(found):
         if index:
             output.line()
-        first, *rest = lines(explanation)
+        first, *rest = lines(explanation, device_text(topology, topology[explanation.bdf]))
         output.heading(first)
         for text in rest:
             output.line(text)
@@ -78,17 +79,19 @@ def command_line(session: Session) -> str | None:
         return None
 
 
-def lines(explanation: Explanation) -> Iterator[str]:
-    """The explanation as text."""
+def lines(explanation: Explanation, name: str = "") -> Iterator[str]:
+    """The explanation as text; ``name`` says what the device is."""
     yield _headline(explanation)
+    if name:
+        yield f"  device    {name}"
     if explanation.recorded is not None:
         yield f"  recorded  {_recorded(explanation)}"
     for text in explanation.unknown:
         yield f"  unknown   {text}"
     if explanation.unknown:
-        yield "            'vfiokit capture FILE' or 'lspci -nnvvvxxxx' as root has what lacks"
+        yield "            as root, 'vfiokit capture FILE' and 'lspci -nnvvvxxxx' record it"
         return
-    for why in explanation.whys[:_REASONS]:
+    for why in () if explanation.alone else explanation.whys[:_REASONS]:
         yield f"  because   {why.text()}"
     if len(explanation.whys) > _REASONS:
         yield f"            and {len(explanation.whys) - _REASONS} more like these (--json has all)"
@@ -118,7 +121,10 @@ def _headline(explanation: Explanation) -> str:
         return f"{bdf}: unknown whether it shares its IOMMU group"
     others = len(group.members) - 1
     if not others:
-        return f"{bdf} is alone in IOMMU group {group.id}"
+        return (
+            f"{bdf} is alone in IOMMU group {group.id}: no bridge above it and no function beside "
+            "it breaks its isolation"
+        )
     return f"{bdf} shares IOMMU group {group.id} with {others} other{'s' if others > 1 else ''}"
 
 

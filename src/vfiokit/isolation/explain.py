@@ -103,7 +103,10 @@ def explain(
         found,
         _companions(topology, function, recorded or group.members),
         leaks,
-        tuple(_notes(group, recorded, unknown, command_line)),
+        (
+            *_notes(group, recorded, unknown, command_line),
+            *_virtual_notes(topology, function),
+        ),
     )
 
 
@@ -188,6 +191,13 @@ def _duty(other: Function, driver: str | None, blocks: bool, known: bool) -> str
     if known:
         return "no driver: may stay so"
     return "driver unknown; pcieport may stay" if other.is_bridge else "driver unknown"
+
+
+def _virtual_notes(topology: Topology, function: Function) -> list[str]:
+    count = len(topology.virtual_functions(function))
+    if not count:
+        return []
+    return [f"It has {count} virtual functions enabled; they have to go before it is assigned."]
 
 
 def _notes(

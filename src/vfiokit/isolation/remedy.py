@@ -299,7 +299,9 @@ def _by_slot(
     found = [place for place in found if place.size == best]
     named = "; ".join(map(_place_text, found[:4]))
     more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-    yield Remedy(Kind.SLOT, found[0].members, f"Put it into another slot: {named}{more}.")
+    yield Remedy(
+        Kind.SLOT, found[0].members, f"Put it into another slot, if it is a card: {named}{more}."
+    )
 
 
 def _place_text(place: Place) -> str:
@@ -326,13 +328,14 @@ def _by_override(
     exposed = {each.bdf: each for each in apart if not each.is_bridge}
     for _, others in open_ways(topology, predict(topology, platform=platform), bdf):
         exposed.update((each, topology[each]) for each in others)
+    costs = tuple(_exposures(topology, topology[bdf], exposed.values()))
     yield Remedy(
         Kind.OVERRIDE,
         then,
         "A kernel patched for it would split the group, in its own belief only: no register "
         "changes, and the hardware routes as before.",
         (f"pcie_acs_override={name}",),
-        tuple(_exposures(topology, topology[bdf], exposed.values())),
+        costs or ("No other function here is where it could reach it past the IOMMU.",),
         isolates=False,
     )
 
