@@ -67,6 +67,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         shown.add_argument(
             f"--{name}", dest="shown", action="store_const", const=name, help=f"show {what}"
         )
+    parser.add_argument(
+        "--cpu",
+        metavar="amd|intel|other[:FAMILY]",
+        help="the host's processor, where its description does not tell",
+    )
     parser.add_argument("--vfs", action="store_true", help="a row for every virtual function")
     parser.add_argument(
         "--remedy", action="store_true", help="what would let the chosen pairs pass, and its price"
@@ -85,7 +90,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     """Decide, print."""
     from vfiokit.p2p.peers import Peers
 
-    peers = Peers(session.topology(), cpu=_cpu(session))
+    peers = Peers(session.topology(), cpu=_cpu(arguments, session))
     output = Output(json=arguments.json)
     providers, clients = _chosen(arguments, peers)
     if arguments.what_if:
@@ -105,9 +110,13 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     return exit_code.DONE
 
 
-def _cpu(session: Session) -> Cpu | None:
+def _cpu(arguments: argparse.Namespace, session: Session) -> Cpu | None:
     from vfiokit.host.processor import read_cpu
 
+    if arguments.cpu is not None:
+        from vfiokit.p2p.what_if import parse_cpu
+
+        return parse_cpu(arguments.cpu)
     try:
         return read_cpu(session.tree)
     except SourceError:
@@ -203,7 +212,10 @@ def _named(peers: Peers, row: Row) -> tuple[str, str, str]:
 
 def _print_processor(output: Output, peers: Peers) -> None:
     if peers.cpu is None:
-        output.line("the processor is not known: on AMD Zen the kernel trusts every host bridge")
+        output.line(
+            "the processor is not known, and on AMD Zen the kernel trusts every host bridge: "
+            "--cpu says what it is"
+        )
     elif peers.cpu_deduced_from is not None:
         output.line(
             f"the processor is taken for {peers.cpu.vendor}, by the host bridge "

@@ -277,7 +277,9 @@ def assignment_note(answer: Answer) -> str:
         )
     if answer.map_type is MapType.THRU_HOST_BRIDGE:
         return f"{head}; here that agrees: requests go up, are translated, and come down."
+    if answer.map_type is MapType.NOT_SUPPORTED:
+        head += ": the mapping succeeds although the kernel's own drivers are refused"
     return (
-        f"{head}: the mapping succeeds although the kernel's own drivers would be refused. Whether "
-        "data arrives depends on the root complex: test it with data before relying on it."
+        f"{head}. Whether data arrives depends on the ports and the root complex: test it with "
+        "data before relying on it."
     )

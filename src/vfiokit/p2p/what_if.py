@@ -30,6 +30,7 @@ _VENDORS = {
     "amd": Cpu("AuthenticAMD", 0x19, 0),
     "intel": Cpu("GenuineIntel", 6, 0),
     "hygon": Cpu("HygonGenuine", 0x18, 0),
+    "other": Cpu("other", 0, 0),
 }
 
 
@@ -62,6 +63,21 @@ class Consequences(NamedTuple):
     machine: Machine
     price: Price
     differences: tuple[Difference, ...]
+
+
+def parse_cpu(text: str) -> Cpu:
+    """``amd``, ``amd:0x17``, ``intel``, ``hygon``: a processor by vendor and family.
+
+    :class:`~vfiokit.errors.UsageError` for anything else. Without a family it is a recent one.
+    """
+    vendor, _, family = text.partition(":")
+    if vendor not in _VENDORS:
+        raise UsageError(
+            f"{vendor!r} is no vendor of processors here",
+            hint=f"one of {', '.join(_VENDORS)}, with a family behind it: amd:0x17",
+        )
+    cpu = _VENDORS[vendor]
+    return cpu._replace(family=_number(family, 0xFFF)) if family else cpu
 
 
 def change(topology: Topology, cpu: Cpu | None, texts: Sequence[str]) -> Machine:
@@ -122,14 +138,7 @@ def _set_acs(machine: Machine, rest: str) -> Machine:
 
 
 def _set_cpu(machine: Machine, rest: str) -> Machine:
-    vendor, _, family = rest.partition(":")
-    if vendor not in _VENDORS:
-        raise UsageError(
-            f"{vendor!r} is no vendor of processors here", hint="cpu=amd, cpu=intel or cpu=hygon"
-        )
-    cpu = _VENDORS[vendor]
-    if family:
-        cpu = cpu._replace(family=_number(family, 0xFFF))
+    cpu = parse_cpu(rest)
     words = f"processor {cpu.vendor}, family {cpu.family:#x}"
     return machine._replace(cpu=cpu, changes=(*machine.changes, words))
 
@@ -137,7 +146,7 @@ def _set_cpu(machine: Machine, rest: str) -> Machine:
 def _set_bridge(machine: Machine, rest: str) -> Machine:
     ids, _, name = rest.partition("@")
     vendor, _, device = ids.partition(":")
-    numbers = (_hex(vendor), _hex(device))
+    numbers = (_id(vendor), _id(device))
     bridge = _host_bridge(machine.topology, name)
     function = first_function(machine.topology, bridge)
     if function is None:
@@ -197,6 +206,13 @@ def _host_bridge(topology: Topology, name: str) -> HostBridge:
         there = ", ".join(map(str, topology.host_bridges))
         raise UsageError(f"there is no root bus {wanted} on this host", hint=f"there are {there}")
     return wanted
+
+
+def _id(text: str) -> int:
+    value = _hex(text)
+    if not 0 <= value <= 0xFFFF:
+        raise UsageError(f"{text} is no 16-bit number", hint=_HINT)
+    return value
 
 
 def _hex(text: str) -> int:
