@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -247,6 +248,20 @@ def test_ways_agree_with_what_linux_calls_a_bus_address():
         kind = Peers(topology).verdict(one, other).map_type
         (rate,) = predict(topology, [Flow(one, other)]).rates
         assert (kind is MapType.BUS_ADDR) == (rate.request.root_complex is None)
+
+
+def test_what_linux_calls_a_bus_address_stays_below_the_root_complex_of_a_real_host():
+    topology = open_host("demo").topology()
+    peers = Peers(topology)
+    ends = [each.bdf for each in topology if not each.is_bridge and topology.path_to_root(each)]
+    below = 0
+    for one, other in itertools.permutations(ends, 2):
+        if peers.verdict(one, other).map_type is not MapType.BUS_ADDR:
+            continue
+        below += 1
+        (rate,) = predict(topology, [Flow(one, other)], changes=Changes(ats=False)).rates
+        assert rate.request.root_complex is None, f"{one} -> {other}"
+    assert below
 
 
 # -- limits by themselves -------------------------------------------------------------------------
