@@ -87,14 +87,17 @@ def observe(tree: Tree, chosen: Collection[Bdf] | None = None) -> HostState:
 def observe_function(tree: Tree, bdf: Bdf) -> FunctionState | None:
     """The facts of one function; ``None`` when it is gone."""
     folder = f"{DEVICES}/{bdf}"
-    power = _text(tree, f"{folder}/power_state")
+    # Most functions have few of the files; asking what there is costs less than asking for each.
+    there = frozenset(_names(tree, folder))
+    power = _text(tree, f"{folder}/power_state") if "power_state" in there else None
+    asleep = power in _ASLEEP or "current_link_speed" not in there
     state = FunctionState(
-        _target(tree, f"{folder}/driver"),
-        _target(tree, f"{folder}/iommu_group"),
+        _target(tree, f"{folder}/driver") if "driver" in there else None,
+        _target(tree, f"{folder}/iommu_group") if "iommu_group" in there else None,
         power,
-        None if power in _ASLEEP else _link(tree, folder),
-        _number(tree, f"{folder}/sriov_numvfs"),
-        dict(_error_counters(tree, folder)),
+        None if asleep else _link(tree, folder),
+        _number(tree, f"{folder}/sriov_numvfs") if "sriov_numvfs" in there else None,
+        dict(_error_counters(tree, folder, there)),
     )
     # A function that went away between two reads would look as if it lost its driver.
     return state if tree.exists(folder) else None
@@ -119,14 +122,16 @@ def _link(tree: Tree, folder: str) -> str | None:
     return f"{speed} x{width}"
 
 
-def _error_counters(tree: Tree, folder: str) -> Iterator[tuple[str, int]]:
+def _error_counters(tree: Tree, folder: str, there: frozenset[str]) -> Iterator[tuple[str, int]]:
     for file, severity in _ERRORS.items():
+        if file not in there:
+            continue
         for line in (_text(tree, f"{folder}/{file}") or "").splitlines():
             name, _, count = line.strip().rpartition(" ")
             if count.isdecimal() and int(count) and name and not name.startswith("TOTAL_"):
                 yield f"{severity} {name}", int(count)
     for file, severity in _ROOT_ERRORS.items():
-        total = _number(tree, f"{folder}/{file}")
+        total = _number(tree, f"{folder}/{file}") if file in there else None
         if total:
             yield severity, total
 
