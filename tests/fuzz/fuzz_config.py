@@ -7,15 +7,12 @@ Run it with ``python tests/fuzz/fuzz_config.py [libFuzzer options] [corpus]`` (n
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from fuzzing import fuzz
 
-from vfiokit.pci import header
-from vfiokit.pci.address import Bdf
-from vfiokit.pci.bar import bars, rom, windows
-from vfiokit.pci.capability.text import FULL, capability_lines, header_lines
-from vfiokit.pci.config import ConfigSpace
-from vfiokit.pci.topology import Function, Resource, Topology
+if TYPE_CHECKING:
+    from vfiokit.pci.topology import Resource
 
 _RESOURCE = 20
 """Bytes of input for one resource: index and flags (4), start (8), size (8)."""
@@ -23,6 +20,13 @@ _RESOURCE = 20
 
 def one_input(data: bytes) -> None:
     """The first byte says how many resources follow; the rest is configuration space."""
+    from vfiokit.pci import header
+    from vfiokit.pci.address import Bdf
+    from vfiokit.pci.bar import bars, rom, windows
+    from vfiokit.pci.capability.text import FULL, capability_lines, header_lines
+    from vfiokit.pci.config import ConfigSpace
+    from vfiokit.pci.topology import Function, Topology
+
     count = data[0] % 8 if data else 0
     body = data[1:]
     resources = tuple(_resource(body[_RESOURCE * n : _RESOURCE * (n + 1)]) for n in range(count))
@@ -45,6 +49,8 @@ def one_input(data: bytes) -> None:
 
 
 def _resource(data: bytes) -> Resource:
+    from vfiokit.pci.topology import Resource
+
     word = int.from_bytes(data[:4], "little")
     start = int.from_bytes(data[4:12], "little")
     size = int.from_bytes(data[12:20], "little")

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit.errors import ConfigRangeError
+from vfiokit.pci.base_address import size_text as size_text
 from vfiokit.pci.capability.express import (
     CAPABILITIES,
     LINK_CAPABILITIES,
@@ -61,18 +62,6 @@ def _names(topology: Topology) -> dict[tuple[int, int], Name]:
         for function in topology
         if "device" not in function.recorded.names
     )
-
-
-def size_text(size: int | None) -> str:
-    """Bytes with a binary unit: ``16 KiB``; ``?`` when unknown."""
-    if size is None:
-        return "?"
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:g} {unit}"
-        value /= 1024
-    return f"{value:g} TiB"
 
 
 class Link(NamedTuple):

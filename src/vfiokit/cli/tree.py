@@ -104,17 +104,22 @@ def _branches(topology: Topology, *, bridges_only: bool) -> Iterator[Branch]:
         shown = _physical(bus)
         if bridges_only:
             shown = [function for function in shown if topology.secondary(function) is not None]
-        yield from _below(topology, shown, "", marks)
         hidden = len(_physical(bus)) - len(shown)
+        yield from _below(topology, shown, "", marks, more=hidden > 0)
         if hidden:
             yield Branch(f"{marks[1]}({hidden} more functions of the root complex)", None)
 
 
 def _below(
-    topology: Topology, functions: list[Function], indent: str, marks: tuple[str, str, str, str]
+    topology: Topology,
+    functions: list[Function],
+    indent: str,
+    marks: tuple[str, str, str, str],
+    *,
+    more: bool = False,
 ) -> Iterator[Branch]:
     for index, function in enumerate(functions):
-        last = index == len(functions) - 1
+        last = index == len(functions) - 1 and not more
         yield Branch(f"{indent}{marks[1] if last else marks[0]}{function.bdf}", function)
         bus = topology.secondary(function)
         children = _physical(bus) if bus is not None else []

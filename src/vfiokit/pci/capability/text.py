@@ -15,6 +15,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from vfiokit.errors import ConfigRangeError
+from vfiokit.pci.base_address import size_text
 from vfiokit.pci.capability.register import Capability, Field, Layout, Register, Repeated
 from vfiokit.pci.config import ConfigSpace
 
@@ -316,10 +317,14 @@ def _value_text(name: str, value: object) -> str:
         return " ".join(_value_text(name, item) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int) and value >= 1024 and name.endswith(_SIZES):
+        return size_text(value)
     if isinstance(value, int) and value > 9 and name.endswith(_PLACES):
         return f"{value:#x}"
     return str(value)
 
 
-_PLACES = ("address", "base", "limit", "offset", "length", "size", "sizes", "groups", "data")
+_PLACES = ("address", "base", "limit", "offset", "length", "groups", "data")
 """Endings of the names of values that people read in hexadecimal."""
+_SIZES = ("size", "sizes")
+"""Endings of the names of values in bytes that are powers of two."""
