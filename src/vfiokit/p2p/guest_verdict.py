@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from vfiokit.p2p.answer import Answer, MapType
+from vfiokit.p2p.chain import Redirect, redirect
 from vfiokit.p2p.guest import GuestPlan
 from vfiokit.p2p.peers import Peers
 from vfiokit.p2p.remedy import assignment_note
@@ -38,6 +39,8 @@ class Route(Enum):
     before any IOMMU sees it, and passes it up only where none fits."""
     IOMMU = "iommu"
     """Up to the IOMMU, translated there, and down again if the root complex forwards."""
+    UNKNOWN = "unknown"
+    """The bytes at hand end before the ACS of a port on the way."""
 
     def text(self) -> str:
         """What the hardware does, a clause."""
@@ -47,6 +50,7 @@ class Route(Enum):
                 "the bridge in common looks at the guest's address before any IOMMU does"
             ),
             Route.IOMMU: "the request goes up to the IOMMU and back down through the root complex",
+            Route.UNKNOWN: "the ACS of ports on the way is not in this description",
         }[self]
 
 
@@ -67,6 +71,7 @@ class Pair(NamedTuple):
     other: Bdf
     host: Answer
     route: Route
+    """The worst of both directions."""
     works: bool | None
     """Whether peer-to-peer DMA between the two works for a guest; ``None``: not known."""
     guest: Answer
@@ -97,20 +102,29 @@ def meets_in_switch(host: Peers, answer: Answer) -> bool:
 
 
 def route(host: Peers, answer: Answer) -> Route:
-    """Which way requests of ``answer``'s client take on the host, for a guest."""
+    """Which way requests of ``answer``'s client take on the host, for a guest.
+
+    Only ports that a request enters from below ask ACS: those above the client, not those above
+    the provider, whatever the kernel's rule makes of both sides.
+    """
+    topology = host.topology
     if answer.common is None:
         return Route.IOMMU
-    topology = host.topology
-    ports = [topology[bdf] for bdf in answer.path if topology[bdf].is_bridge]
-    if (
-        meets_in_switch(host, answer)
-        and ats_enabled(topology[answer.client])
-        and answer.redirecting
-    ):
-        below = [port for port in ports if port.port_type is PortType.DOWNSTREAM]
-        if below and all(port.acs_control & Acs.DIRECT_TRANSLATED for port in below):
-            return Route.TRANSLATED
-    return Route.IOMMU if answer.redirecting else Route.UNTRANSLATED
+    turn = answer.path.index(answer.common)
+    entered = [topology[bdf] for bdf in answer.path[turn + 1 : -1]]
+    if topology[answer.common].port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM):
+        entered.append(topology[answer.common])
+    redirecting = [port for port in entered if redirect(port) is Redirect.YES]
+    if not redirecting:
+        unseen = any(redirect(port) is Redirect.UNKNOWN for port in entered)
+        return Route.UNKNOWN if unseen else Route.UNTRANSLATED
+    passes = all(port.acs_control & Acs.DIRECT_TRANSLATED for port in redirecting)
+    if passes and ats_enabled(topology[answer.client]) and meets_in_switch(host, answer):
+        return Route.TRANSLATED
+    return Route.IOMMU
+
+
+_WORST_FIRST = (Route.UNTRANSLATED, Route.UNKNOWN, Route.IOMMU, Route.TRANSLATED)
 
 
 def compare(host: Peers, plan: GuestPlan, guest: Peers) -> tuple[Pair, ...]:
@@ -128,8 +142,7 @@ def _pair(host: Peers, plan: GuestPlan, guest: Peers, one: Bdf, other: Bdf) -> P
     truth = host.map_type(one, other)
     back = host.map_type(other, one)
     ways = {route(host, truth), route(host, back)}
-    # The worse of both directions: a peer without ATS is reached only through the root complex.
-    way = next(iter(ways)) if len(ways) == 1 else Route.IOMMU
+    way = next(each for each in _WORST_FIRST if each in ways)
     works: bool | None = truth.map_type in (MapType.BUS_ADDR, MapType.THRU_HOST_BRIDGE)
     if truth.map_type is MapType.UNKNOWN:
         works = None
@@ -164,6 +177,11 @@ def _notes(truth: Answer, way: Route, *, bypasses: bool) -> Iterator[str]:
         MapType.NOT_SUPPORTED,
     ):
         yield assignment_note(truth).rstrip(".")
+    if way is Route.UNTRANSLATED and truth.redirecting:
+        yield (
+            "ACS redirects in one direction only: in the other, guest addresses that fall into a "
+            f"window of the host below {truth.common} reach the peer without the IOMMU"
+        )
 
 
 class Score(NamedTuple):
