@@ -63,8 +63,8 @@ class Matrix {
     const longest = Math.max(...this.order.map((number) => functions[number].address.length));
     const width = this.grid.clientWidth;
     const room = (size) => {
-      const label = size >= LABEL_FROM ? longest * 6.7 + 42 : 84;
-      return { left: label, top: size >= LABEL_FROM ? longest * 6.7 + 10 : 14 };
+      const named = size >= LABEL_FROM, name = Math.ceil(longest * 6.7);
+      return { left: named ? name + 42 : 84, top: named ? name + 10 : 14 };
     };
     if (this.zoom === null || this.zoom === undefined) {
       let best = SIZES[0];
