@@ -233,9 +233,7 @@ def registers(config: ConfigSpace) -> tuple[Register, ...]:
     """
     kind = config.u8(0x0E) & 0x7F if config.has(0x0E, 1) else 0
     return tuple(
-        register
-        for register in described(kind)
-        if config.has(register.offset, register.width)
+        register for register in described(kind) if config.has(register.offset, register.width)
     )
 
 
