@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
-from isolation_topologies import Builder
+from isolation_topologies import Builder, switch
 
+from vfiokit.errors import UsageError
 from vfiokit.p2p import Cpu, MapType, Peers
 from vfiokit.p2p.matrix import CODES, KINDS
 from vfiokit.p2p.price import price
 from vfiokit.p2p.remedy import advise
+from vfiokit.p2p.what_if import change
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.capability.express import PortType
@@ -220,15 +222,15 @@ def test_a_remedy_works_and_nothing_less_does(rows, data):
         fewer = {bdf: acs for bdf, acs in controls.items() if bdf != left_out}
         partly = Peers(with_acs_control(topology, fewer), cpu=INTEL)
         assert any(partly.map_type(*p).map_type is not MapType.BUS_ADDR for p in remedy.pairs)
-    for change in remedy.changes:
+    for each in remedy.changes:
         # Only redirects go; everything else stays.
-        assert change.before & ~change.after & ~0x2C == 0
-        assert change.after & ~change.before == 0
+        assert each.before & ~each.after & ~0x2C == 0
+        assert each.after & ~each.before == 0
         # The parameter, read as the kernel reads it, gives the same bits whatever firmware left.
-        flags = change.parameter.partition("@")[0]
+        flags = each.parameter.partition("@")[0]
         for firmware in (0x00, 0x7F, 0x1D):
-            assert applied(flags, firmware) & change.capability == change.after
-        assert written(change.setpci, change.before) == change.after
+            assert applied(flags, firmware) & each.capability == each.after
+        assert written(each.setpci, each.before) == each.after
 
 
 def applied(flags: str, firmware: int) -> int:
@@ -273,3 +275,96 @@ def test_a_matrix_of_nothing_is_empty():
     matrix = Peers(topology).matrix([], [Bdf.parse("00:00.0")])
     assert matrix.map_types.shape == (0, 1)
     assert matrix.codes.shape == (0, 1)
+
+
+# -- odd input
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.integers(0, 3),
+            st.integers(0, 1),
+            st.binary(max_size=0x140),
+            st.sampled_from((None, 0x06, 0x34, 0x0E, 0x19)),
+            st.integers(0, 5),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from((INTEL, ZEN, None)),
+)
+def test_odd_bytes_get_the_same_answers_one_by_one_and_at_once(drawn, cpu):
+    functions = {}
+    for bus, device, number, raw, poked, value in drawn:
+        content = bytearray(raw)
+        if poked is not None and poked < len(content):
+            content[poked] = value
+        bdf = Bdf(0, bus, device, number)
+        physfn = None if value else Bdf(0, max(bus - 1, 0), 0, 0)
+        physfn = None if physfn == bdf else physfn
+        functions[bdf] = Function(bdf, ConfigSpace(bytes(content)), physfn=physfn)
+    topology = Topology(functions.values())
+    peers = Peers(topology, cpu=cpu)
+    bdfs = list(topology.functions)
+    matrix = peers.matrix(bdfs, bdfs)
+    for row, provider in enumerate(bdfs):
+        for column, client in enumerate(bdfs):
+            answer = peers.map_type(provider, client)
+            assert KINDS[matrix.map_types[row, column]] is answer.map_type
+            assert (matrix.distances[row, column], CODES[matrix.codes[row, column]]) == (
+                answer.distance,
+                answer.code,
+            )
+            assert answer.text()
+    advise(peers, [(one, other) for one in bdfs for other in bdfs])
+
+
+WORDS = st.sampled_from(
+    [
+        "acs",
+        "cpu",
+        "bridge",
+        "move",
+        "=",
+        "@",
+        ":",
+        "0x1d",
+        "amd",
+        "8086",
+        "00",
+        "pci0000:00",
+        "00:00.0",
+        "01:00.0",
+        "03:00.0",
+        "/",
+        ".",
+        "-1",
+        "99999999999",
+        "é",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(WORDS, max_size=8).map("".join) | st.text(max_size=20))
+def test_a_change_is_made_or_refused_with_a_reason(text):
+    builder = Builder()
+    switch(builder, acs_a=(0x7F, 0x1D))
+    topology = builder.topology()
+    try:
+        machine = change(topology, INTEL, [text])
+    except UsageError:
+        return
+    assert len(machine.changes) == 1
+    assert len(machine.topology) == len(topology)
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from(("vendor_id", "cpu family", ":", "\t", "\n", "23"))).map("".join)
+)
+def test_any_text_is_a_processor_or_none(text):
+    cpu = Cpu.from_cpuinfo(text)
+    assert cpu is None or (cpu.family >= 0 and str(cpu))

@@ -172,8 +172,8 @@ class Peers:
         """What functions have in common that every third function sees alike; compare, not read."""
         known = self._classes.get(bdf)
         if known is None:
-            chain = self.chains.of(bdf)
-            if self.topology[bdf].is_bridge:
+            chain, function = self.chains.of(bdf), self.topology[bdf]
+            if function.is_bridge or self.topology.secondary(function) is not None:
                 known = bdf  # others may hang below it
             else:
                 known = (chain.nodes[1:2] or chain.root, self._redirect(bdf))
