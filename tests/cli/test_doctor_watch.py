@@ -14,9 +14,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from vfiokit.cli import exit as exit_code
 from vfiokit.cli.main import main
+from vfiokit.cli.schema_source import schema
 from vfiokit.cli.session import Session
 from vfiokit.host.source import open_tree
 from vfiokit.machine.assembly import assemble
@@ -161,7 +163,8 @@ def test_watch_of_a_folder_follows_its_files(tmp_path: Path) -> None:
     out, _ = watch.communicate(timeout=30)
     events = [json.loads(line) for line in out.splitlines()]
     assert watch.returncode == exit_code.DONE
-    assert {each["schema"] for each in events} == {"vfiokit/watch-event/v1"}
+    for event in events:
+        Draft202012Validator(schema("watch-event")).validate(event)
     # They may be seen in one look or in two.
     assert {each["kind"] for each in events} == {"unbound", "power", "aer"}
     assert {each["subject"] for each in events} == {bdf}

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "apply": "of a twin, below",
     "demo": "by the tests of the demonstration",
     "lab-run": "needs a kernel and QEMU",
+    "watch-event": "by the tests of watch",
     "lab-check": "needs a kernel and QEMU",
 }
 

@@ -68,11 +68,17 @@ class Output:
             self._errors = _console(stderr=True)
         return self._errors
 
-    def document(self, kind: str, host: str, body: Mapping[str, Any]) -> None:
-        """Print the one JSON document of a command: ``{"schema": "vfiokit/<kind>/v1", …}``."""
+    def document(
+        self, kind: str, host: str, body: Mapping[str, Any], *, one_line: bool = False
+    ) -> None:
+        """Print the one JSON document of a command: ``{"schema": "vfiokit/<kind>/v1", …}``.
+
+        Commands that print many, one after another, put each on ``one_line``.
+        """
         import json
 
-        json.dump({"schema": f"vfiokit/{kind}/v1", "host": host, **body}, sys.stdout, indent=2)
+        document = {"schema": f"vfiokit/{kind}/v1", "host": host, **body}
+        json.dump(document, sys.stdout, indent=None if one_line else 2)
         sys.stdout.write("\n")
 
     def line(self, text: str = "") -> None:

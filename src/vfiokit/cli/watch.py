@@ -145,14 +145,13 @@ def _now() -> str:
 
 
 def _print(output: Output, host: str, batches: Iterator[list[Event]]) -> None:
-    import json
     import sys
 
     for events in batches:
         for event in events:
             if output.json:
-                head = {"schema": "vfiokit/watch-event/v1", "host": host, "time": _now()}
-                output.line(json.dumps({**head, **event._asdict()}))
+                body = {"time": _now(), **event._asdict()}
+                output.document("watch-event", host, body, one_line=True)
             else:
                 output.line(f"{_now()}  {event.subject:<12}  {event.kind:<12}  {event.text}")
         if events:
