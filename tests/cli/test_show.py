@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
+import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -68,9 +77,6 @@ def test_findings_of_the_contents_are_said_from_the_third_depth_on(
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``show -vvv`` prints of the packaged server."""
-    import contextlib
-    import io
-
     file = tmp_path_factory.mktemp("show") / "machine.txt"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["show", "-vvv", "--host", "demo"]) == exit_code.DONE
@@ -137,3 +143,47 @@ def test_registers_read_from_a_text_have_no_bytes_to_show(
     assert "\n00: " not in shown
     assert " raw " not in shown
     assert "reserved[" not in shown
+
+
+def on_a_terminal(*words: str, columns: int = 80) -> str:
+    """What a command prints where a person watches."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "vfiokit", *words, "--host", "demo"]
+    with subprocess.Popen(command, stdout=slave, env=environment):
+        os.close(slave)
+        chunks: list[bytes] = []
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := os.read(master, 65536):
+                chunks.append(chunk)
+        os.close(master)
+    return b"".join(chunks).decode()
+
+
+def test_a_terminal_gets_marks_and_a_pipe_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = on_a_terminal("show", "nvme", "-v")
+    assert "\x1b[1mMSI-X at 0xb0\x1b[0m" in drawn
+    plain = show(capsys, "nvme", "-v")
+    assert "\x1b" not in plain
+    marks = re.compile(r"\x1b\[[0-9;]*m")
+    assert marks.sub("", drawn).replace("\r\n", "\n") == plain
+
+
+def test_the_tree_is_cut_to_the_terminal() -> None:
+    lines = on_a_terminal("tree", columns=60).splitlines()
+    assert len(lines) == 231
+    assert max(map(len, lines)) == 60
+    assert sum(line.endswith("…") for line in lines) > 200
+
+
+def test_a_terminal_without_unicode_is_no_error() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "vfiokit", "show", "nvme", "-vv", "--host", "demo"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    assert b"\\xa7" in result.stdout
