@@ -29,7 +29,7 @@ from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.edit import with_acs_control
 from vfiokit.pci.topology import Function, Topology
 
-EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pairs(plan: GuestPlan) -> list[tuple[Bdf, Bdf]]:

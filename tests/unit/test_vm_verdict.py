@@ -168,7 +168,7 @@ def test_ats_that_is_off_does_not_count() -> None:
     assert judged(host, flat(host.functions), INTEL)["a", "b"].route is Route.IOMMU
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(host_texts())
 def test_the_fabric_sends_a_request_the_way_that_is_told(text: str) -> None:
     """The software machine's fabric, hop by hop, for a request at a peer's BAR."""
@@ -199,6 +199,15 @@ def test_a_redirect_on_one_side_works_in_one_direction() -> None:
     pair = judged(host, flat(host.functions), INTEL)["a", "b"]
     assert pair.route is Route.UNTRANSLATED
     assert any("in one direction only" in note for note in pair.notes)
+
+
+def test_a_redirect_below_the_switch_in_common_does_not_keep_peers_apart() -> None:
+    host = Host("rp0(sw0(port(sw1 acs(nvme:a)), port(nvme:b)))")
+    peers = Peers(host.topology, cpu=INTEL)
+    answer = peers.map_type(host["b"], host["a"])
+    assert answer.map_type is MapType.NOT_SUPPORTED
+    assert answer.redirecting == (host["sw1.0"],)
+    assert route(peers, answer) is Route.UNTRANSLATED
 
 
 # -- cliques ----------------------------------------------------------------------------------

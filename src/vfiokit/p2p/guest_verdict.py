@@ -104,21 +104,22 @@ def meets_in_switch(host: Peers, answer: Answer) -> bool:
 def route(host: Peers, answer: Answer) -> Route:
     """Which way requests of ``answer``'s client take on the host, for a guest.
 
-    Only ports that a request enters from below ask ACS: those above the client, not those above
-    the provider, whatever the kernel's rule makes of both sides.
+    One port decides: where the request enters what both functions are below. Redirects further
+    down send it up, where it goes anyway, and those above the provider concern its own requests;
+    the kernel's rule counts them all.
     """
     topology = host.topology
     if answer.common is None:
         return Route.IOMMU
-    turn = answer.path.index(answer.common)
-    entered = [topology[bdf] for bdf in answer.path[turn + 1 : -1]]
-    if topology[answer.common].port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM):
-        entered.append(topology[answer.common])
-    redirecting = [port for port in entered if redirect(port) is Redirect.YES]
-    if not redirecting:
-        unseen = any(redirect(port) is Redirect.UNKNOWN for port in entered)
-        return Route.UNKNOWN if unseen else Route.UNTRANSLATED
-    passes = all(port.acs_control & Acs.DIRECT_TRANSLATED for port in redirecting)
+    port = topology[answer.common]
+    if port.port_type not in (PortType.ROOT_PORT, PortType.DOWNSTREAM):
+        port = topology[answer.path[answer.path.index(answer.common) + 1]]
+    found = redirect(port) if port.is_bridge else Redirect.NO
+    if found is Redirect.UNKNOWN:
+        return Route.UNKNOWN
+    if found is Redirect.NO:
+        return Route.UNTRANSLATED
+    passes = bool(port.acs_control & Acs.DIRECT_TRANSLATED)
     if passes and ats_enabled(topology[answer.client]) and meets_in_switch(host, answer):
         return Route.TRANSLATED
     return Route.IOMMU
