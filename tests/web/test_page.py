@@ -173,3 +173,10 @@ def test_size_of_the_page_stays_reasonable(page: str, demo: Topology) -> None:
 
 def test_two_runs_give_the_same_page(demo: Topology) -> None:
     assert _page(demo) == _page(demo)
+
+
+def test_reasons_that_differ_in_the_function_only_are_told_once(page: str) -> None:
+    row = page[page.index('id="g42"') : page.index('id="g43"')]
+    assert row.count("<p>") == 2
+    assert "0000:7f:0c.1 shares group 42 with 0000:7f:0c.0" in row
+    assert "The same holds for 6 more." in row

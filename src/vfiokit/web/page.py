@@ -196,8 +196,9 @@ def _reasons(whys: Sequence[str]) -> tuple[str, ...]:
     """The sentences; of those that differ in who joins only, the first, and how many more."""
     told: dict[str, list[str]] = {}
     for why in whys:
-        _head, because, cause = why.partition(" because ")
-        told.setdefault(cause if because else why, []).append(why)
+        subject = why.partition(" ")[0]
+        cause = why.partition(" because ")[2] or why
+        told.setdefault(cause.replace(subject, ""), []).append(why)
     return tuple(
         same[0] + (f" The same holds for {len(same) - 1} more." if len(same) > 1 else "")
         for same in told.values()

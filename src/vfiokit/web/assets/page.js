@@ -75,6 +75,17 @@ function step(number, redirecting) {
   return item;
 }
 
+function way(story) {
+  const steps = story.path.map((number) => step(number, story.redirecting.includes(number)));
+  if (story.common >= 0) return steps;
+  // Without a bridge in common the way leads through the root complex, or from one to another.
+  const hosts = new Set([story.provider, story.client].map((number) => functions[number].host));
+  const middle = [...hosts].map((host) => make("li", {}, make("code", {}, data.hosts[host][0]),
+    make("span", { class: "role" }, "root complex")));
+  steps.splice(chainOf(story.provider).length, 0, ...middle);
+  return steps;
+}
+
 function tellPair(story) {
   const style = { "bus-addr": "direct", "thru-host-bridge": "through", "not-supported": "none", unknown: "unknown" };
   const swap = make("button", { type: "button", id: "swap" }, "Swap");
@@ -85,8 +96,8 @@ function tellPair(story) {
       `${functions[story.client].address} to ${functions[story.provider].address}`),
     ...story.text.map((line) => make("p", {}, line)),
     make("dl", { class: "ends" }, ...end("client", story.client), ...end("provider", story.provider)),
-    make("h3", {}, story.common < 0 ? "The ways up, to different ports or host bridges" : "The way"),
-    make("ol", { class: "way" }, ...story.path.map((number) => step(number, story.redirecting.includes(number)))),
+    make("h3", {}, story.common < 0 ? "The way, through the root complex" : "The way"),
+    make("ol", { class: "way" }, ...way(story)),
   ];
   if (story.unknown.length)
     parts.push(make("h3", {}, "Not known"), ...story.unknown.map((line) => make("p", {}, `${line}.`)));
