@@ -171,7 +171,8 @@ def _whole(explanation: Explanation) -> Iterator[str]:
     if explanation.is_bridge:
         return
     if not companions:
-        yield "  assign    it can be assigned by itself"
+        group = "" if explanation.recorded is not None else ", if the kernel groups as predicted"
+        yield f"  assign    it can be assigned by itself{group}"
         return
     blocking = sum(1 for companion in companions if companion.blocks)
     verdict = f", {blocking} of them in the way" if blocking else ""

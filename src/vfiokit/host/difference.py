@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vfiokit.errors import ConfigRangeError
-from vfiokit.host.match import Matching, match, serial_of
+from vfiokit.host.match import UNKNOWN_ID, Matching, match, serial_of
 from vfiokit.host.register_change import EXTENDED, HEADER, RegisterChange, register_changes
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.bar import Bar, bars
@@ -166,7 +166,10 @@ def _goes_with_its_pf(topology: Topology, function: Function) -> bool:
 
 def _described(topology: Topology, function: Function) -> str:
     identity = function.identity
-    text = f"{identity.vendor_id:04x}:{identity.device_id:04x} class {identity.class_code:06x}"
+    ids = f"{identity.vendor_id:04x}:{identity.device_id:04x}"
+    if identity.vendor_id == UNKNOWN_ID:
+        ids = "ids unknown,"
+    text = f"{ids} class {identity.class_code:06x}"
     count = len(topology.virtual_functions(function))
     return f"{text} with {count} virtual functions" if count else text
 

@@ -17,7 +17,8 @@ from vfiokit.pci.selector import slot_path
 from vfiokit.pci.topology import Function, Topology
 
 _SERIAL_NUMBER = 0x03
-_UNKNOWN_ID = 0xFFFF
+UNKNOWN_ID = 0xFFFF
+"""Vendor or device id where a source has none."""
 _NO_SERIALS = frozenset({"00-00-00-00-00-00-00-00", "ff-ff-ff-ff-ff-ff-ff-ff"})
 
 
@@ -84,7 +85,7 @@ def _unique(
 
 def _ids(function: Function) -> tuple[int, int] | None:
     vendor_id, device_id = function.identity[:2]
-    return None if _UNKNOWN_ID in (vendor_id, device_id) else (vendor_id, device_id)
+    return None if UNKNOWN_ID in (vendor_id, device_id) else (vendor_id, device_id)
 
 
 def _by_serial(function: Function) -> Hashable | None:

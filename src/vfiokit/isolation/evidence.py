@@ -53,12 +53,12 @@ def evidence(topology: Topology, why: AcsWhy) -> tuple[Fact, ...]:
         return found[-1:] if why.isolated else found
     if why.reason is AcsReason.NO_CAPABILITY:
         is_port = function.port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM)
-        several = () if is_port else tuple(_multifunction(topology, function))
+        several = () if is_port else tuple(multifunction(topology, function))
         return (*several, *_extended_list(function))
     if why.reason is AcsReason.CONVENTIONAL:
-        return (*_multifunction(topology, function), *_standard_list(function))
+        return (*multifunction(topology, function), *_standard_list(function))
     if why.reason is AcsReason.SINGLE_FUNCTION:
-        return tuple(_multifunction(topology, function))
+        return tuple(multifunction(topology, function))
     return tuple(_port_type(function))
 
 
@@ -99,7 +99,8 @@ def _quirk(function: Function, why: AcsWhy) -> Iterator[Fact]:
         yield _fact(function, acs.offset + _DWORD_CONTROL, 4, "ACS Control (32 bits)", meaning)
 
 
-def _multifunction(topology: Topology, function: Function) -> Iterator[Fact]:
+def multifunction(topology: Topology, function: Function) -> Iterator[Fact]:
+    """What says whether ``function`` is one of several of its device."""
     if function.is_virtual or not function.config.has(_HEADER_TYPE, 1):
         return
     bit = function.config.u8(_HEADER_TYPE) & _MULTIFUNCTION

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vfiokit.isolation.acs import AcsWhy, enabled
-from vfiokit.isolation.evidence import Fact, evidence
+from vfiokit.isolation.evidence import Fact, evidence, multifunction
 from vfiokit.isolation.group import Group, Grouping
 from vfiokit.isolation.leak import Leak
 from vfiokit.isolation.platform import CAPTURED, Platform
@@ -19,6 +19,7 @@ from vfiokit.isolation.viability import manages_own_dma
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.topology import Function, Topology
 
+_CLASS_BRIDGE = 0x06
 _NO_REMEDIES = Remedies((), (), "")
 
 
@@ -40,7 +41,7 @@ class Explanation(NamedTuple):
 
     bdf: Bdf
     is_bridge: bool
-    """A bridge is a member of a group, and never assigned itself."""
+    """Whether it is a bridge of any kind: a member of a group that is never assigned itself."""
     group: Group
     """Predicted."""
     recorded_group: int | None
@@ -93,7 +94,7 @@ def explain(
     )
     return Explanation(
         bdf,
-        function.is_bridge,
+        function.is_bridge or function.identity.class_code >> 16 == _CLASS_BRIDGE,
         group,
         function.recorded.iommu_group,
         recorded,
@@ -162,7 +163,13 @@ def _facts(
     if not causes and whys[0].rule is Rule.OWN:
         for asked in (function, *topology.path_to_root(function)):
             causes[asked.bdf] = enabled(topology, asked, platform=platform).why
-    found = [fact for cause in causes.values() for fact in evidence(topology, cause)]
+    found: list[Fact] = []
+    for cause in causes.values():
+        subject = topology[cause.subject]
+        if cause.isolated or subject.is_bridge or topology.is_multifunction(subject):
+            found += evidence(topology, cause)
+        else:  # conventional PCI by itself: that there is no ACS does not matter
+            found += multifunction(topology, subject)
     return tuple(found)
 
 

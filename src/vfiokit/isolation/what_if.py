@@ -138,30 +138,36 @@ def equipping(
         change
         for function in functions
         if function.port_type in PORTS
-        for change in _equipped(topology, function, enabled(topology, function, platform=platform))
+        for change in _equipped(function, enabled(topology, function, platform=platform))
     )
 
 
 def equipped_everywhere(topology: Topology, kinds: frozenset[PortType]) -> Topology:
     """``topology`` where every PCIe function of these kinds without ACS has all of it."""
-    for function in tuple(topology):
-        if function.port_type not in kinds or function.acs is not None or function.is_virtual:
-            continue
-        if function.port_type not in PORTS and not topology.is_multifunction(function):
-            continue
-        try:
-            topology = with_acs_capability(topology, {function.bdf: REQUIRED})
-        except EditError:
-            continue
-    return topology
+    offers = {
+        function.bdf: REQUIRED
+        for function in topology
+        if function.port_type in kinds
+        and not function.is_virtual
+        and function.acs is None
+        and (function.port_type in PORTS or topology.is_multifunction(function))
+        and _has_room(function)
+    }
+    return with_acs_capability(topology, offers)
 
 
-def _equipped(topology: Topology, function: Function, verdict: AcsVerdict) -> tuple[Change, ...]:
+def _has_room(function: Function) -> bool:
+    """Whether a capability could be put into its configuration space."""
+    try:
+        with_acs_capability(Topology([function]), {function.bdf: REQUIRED})
+    except EditError:
+        return False
+    return True
+
+
+def _equipped(function: Function, verdict: AcsVerdict) -> tuple[Change, ...]:
     if verdict.why.reason is not AcsReason.NO_CAPABILITY or verdict.why.truncated:
         return ()
-    change = Change(function.bdf, REQUIRED, new_capability=True)
-    try:
-        applied(topology, (change,))
-    except EditError:
+    if not _has_room(function):
         return ()
-    return (change,)
+    return (Change(function.bdf, REQUIRED, new_capability=True),)
