@@ -111,6 +111,7 @@ class Equipment:
             *self.iommu.arguments,
             *furniture,
             *hardware.arguments,
+            *lab.qemu_arguments,
         )
 
     def modules(self) -> tuple[Module, ...]:

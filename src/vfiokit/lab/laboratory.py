@@ -43,6 +43,8 @@ class Lab:
     smp: int = 1
     append: Sequence[str] = ()
     """More kernel parameters."""
+    qemu_arguments: Sequence[str] = ()
+    """More of QEMU's own, after all others; node ``x`` of the topology has the id ``dev-x``."""
     needs: Sequence[str] = ()
     """Kernel options, without ``CONFIG_``, to insist on before booting."""
     timeout_s: float = DEFAULT_TIMEOUT_S
