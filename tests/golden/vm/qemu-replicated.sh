@@ -1,0 +1,27 @@
+qemu-system-x86_64 \
+  -name training \
+  -machine q35,accel=kvm,kernel-irqchip=split \
+  -cpu host,host-phys-bits=on \
+  -smp 16,sockets=2 \
+  -m 64G \
+  -global q35-pcihost.pci-hole64-size=512G \
+  -object memory-backend-memfd,id=ram0,size=32G,share=on,hugetlb=on,hugetlbsize=1G,prealloc=on,host-nodes=0,policy=bind \
+  -numa node,nodeid=0,cpus=0-7,memdev=ram0 \
+  -object memory-backend-memfd,id=ram1,size=32G,share=on,hugetlb=on,hugetlbsize=1G,prealloc=on,host-nodes=1,policy=bind \
+  -numa node,nodeid=1,cpus=8-15,memdev=ram1 \
+  -device intel-iommu,intremap=on,caching-mode=on \
+  -device pxb-pcie,id=pxb0,bus=pcie.0,addr=1c.0,bus_nr=32,numa_node=0 \
+  -device pxb-pcie,id=pxb1,bus=pcie.0,addr=1b.0,bus_nr=40,numa_node=1 \
+  -device pcie-root-port,id=rp0,bus=pxb0,addr=01.0,chassis=1,slot=1 \
+  -device x3130-upstream,id=sw0,bus=rp0,addr=00.0 \
+  -device pcie-root-port,id=sw0.0,bus=sw0,addr=00.0,chassis=2,slot=2 \
+  -device vfio-pci,id=fn0,bus=sw0.0,addr=00.0,host=0000:03:00.0,x-nv-gpudirect-clique=0 \
+  -device pcie-root-port,id=sw0.1,bus=sw0,addr=01.0,chassis=3,slot=3 \
+  -device vfio-pci,id=fn1,bus=sw0.1,addr=00.0,host=0000:04:00.0,x-nv-gpudirect-clique=0 \
+  -device pcie-root-port,id=rp1,bus=pxb0,addr=02.0,chassis=4,slot=4,disable-acs=on \
+  -device vfio-pci,id=fn2,bus=rp1,addr=00.0,host=0000:05:00.0,multifunction=on \
+  -device vfio-pci,id=fn3,bus=rp1,addr=00.1,host=0000:05:00.1 \
+  -device pcie-root-port,id=rp2,bus=pxb1,addr=01.0,chassis=5,slot=5 \
+  -device x3130-upstream,id=sw1,bus=rp2,addr=00.0 \
+  -device xio3130-downstream,id=sw1.0,bus=sw1,addr=00.0,chassis=6,slot=6 \
+  -device vfio-pci,id=fn4,bus=sw1.0,addr=00.0,host=0000:43:00.0

@@ -1,0 +1,17 @@
+qemu-system-x86_64 \
+  -name guest \
+  -machine q35,accel=kvm \
+  -cpu host,host-phys-bits=on \
+  -smp 2,sockets=1 \
+  -m 4G \
+  -device virtio-iommu-pci,bus=pcie.0,addr=1d.0 \
+  -device pcie-root-port,id=rp0,bus=pcie.0,addr=02.0,chassis=1,slot=1 \
+  -device vfio-pci,id=fn0,bus=rp0,addr=00.0,host=0000:03:00.0 \
+  -device pcie-root-port,id=rp1,bus=pcie.0,addr=03.0,chassis=2,slot=2 \
+  -device vfio-pci,id=fn1,bus=rp1,addr=00.0,host=0000:04:00.0 \
+  -device pcie-root-port,id=rp2,bus=pcie.0,addr=04.0,chassis=3,slot=3 \
+  -device vfio-pci,id=fn2,bus=rp2,addr=00.0,host=0000:05:00.0 \
+  -device pcie-root-port,id=rp3,bus=pcie.0,addr=05.0,chassis=4,slot=4 \
+  -device vfio-pci,id=fn3,bus=rp3,addr=00.0,host=0000:05:00.1 \
+  -device pcie-root-port,id=rp4,bus=pcie.0,addr=06.0,chassis=5,slot=5 \
+  -device vfio-pci,id=fn4,bus=rp4,addr=00.0,host=0000:43:00.0
