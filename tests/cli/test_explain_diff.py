@@ -192,3 +192,20 @@ def test_other_registers_are_counted_and_listed_on_request(
 def test_a_capture_that_is_not_there_is_an_error(capsys) -> None:
     assert main(["diff", "demo", "/nowhere/at.all"]) == exit_code.FAILED
     assert "/nowhere/at.all" in capsys.readouterr().err
+
+
+def test_at_the_prompt_of_a_machine_the_machine_is_what_is_live(capsys) -> None:
+    assert main(["machine", "-c", "diff demo live"]) == exit_code.DONE
+    assert "nothing differs in 226 functions" in capsys.readouterr().out
+    code, lines = printed(capsys, "machine", "-c", "apply nvme --yes", "-c", "diff demo live")
+    assert code == exit_code.NO
+    assert "  0000:05:00.0  driver nvme → vfio-pci" in lines
+
+
+def test_a_capture_of_a_host_does_not_differ_from_it(capsys, tmp_path: Path) -> None:
+    capture = str(tmp_path / "server.tar.zst")
+    assert main(["capture", capture, "--host", "demo"]) == exit_code.DONE
+    capsys.readouterr()
+    code, lines = printed(capsys, "diff", "demo", capture)
+    assert (code, lines[0]) == (exit_code.DONE, "nothing differs in 226 functions")
+    assert not any("registers" in line or "drivers" in line for line in lines)

@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _session(session: Session, name: str) -> Session:
-    """The session given where it is what ``name`` means, as at a machine's prompt."""
-    return session if name == session.host else Session(name)
+    """At the prompt of a software machine, that machine is what is live."""
+    return session if name == "live" and session.is_machine else Session(name)
 
 
 def _facts(session: Session) -> dict[str, str]:

@@ -30,6 +30,8 @@ class Session:
         """``live``, ``demo``, or the path of a capture or another description of a host."""
         self.journal_folder = journal_folder
         """Where journals go unless the command line says otherwise; ``None``: the default."""
+        self.is_machine = kernel is not None
+        """Whether this is the twin at the prompt of a machine; there it is what is live."""
         self._kernel = kernel
         self._opened: Host | None = None
         self._limits_said = False
