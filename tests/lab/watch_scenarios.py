@@ -60,3 +60,23 @@ def doctor(name: str) -> dict[str, object]:
     command = [sys.executable, "-m", "vfiokit", "doctor", bdf, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"status": done.returncode, "document": json.loads(done.stdout)}
+
+
+def doctor_and_truth(name: str) -> dict[str, object]:
+    """What the doctor says before anything is done, and whether the kernel then goes along."""
+    from vfiokit.errors import VfiokitError
+    from vfiokit.kernel.linux import LinuxKernel
+    from vfiokit.vfio import open_device
+
+    said = doctor(name)
+    bdf = guest_devices()[name]
+    place = Path(f"/sys/bus/pci/devices/{bdf}")
+    (place / "driver_override").write_text("vfio-pci")
+    trouble = ""
+    try:
+        (DRIVERS / "vfio-pci" / "bind").write_text(str(bdf))
+        with open_device(LinuxKernel(), bdf) as device:
+            assert device.config
+    except (OSError, VfiokitError) as error:
+        trouble = str(error)
+    return {**said, "trouble": trouble}

@@ -81,7 +81,7 @@ CASES: list[tuple[str, Changes, tuple[str, ...], Severity, Severity | None]] = [
      UNKNOWN, None),
     ("device-nodes", {"/boot/config-6.12.0-test": b"CONFIG_VFIO_PCI=m\n"}, (), NOTE, None),
     ("device-nodes", {"/boot/config-6.12.0-test": b"CONFIG_VFIO_DEVICE_CDEV=y\n"}, (), None, None),  # type: ignore[list-item]
-    ("iommu-coherency", {f"{IOMMU}/ecap": b"f0205f\n"}, (), WARNING, None),
+    ("iommu-coherency", {f"{IOMMU}/ecap": b"f0205f\n"}, (), NOTE, None),
     ("iommu-emulated", {f"{IOMMU}/cap": hex_cap(caching=True)}, (), NOTE, None),
     ("iommu-unit", {f"{IOMMU}/cap": b"nonsense", f"{IOMMU}/ecap": b""}, (), UNKNOWN, OK),
     # interrupts

@@ -240,11 +240,10 @@ def _abilities(found: tuple[Unit, ...]) -> Iterator[Finding]:
         if unit.snoop_control is False:
             yield Finding(
                 "iommu-coherency",
-                Severity.WARNING,
-                f"{unit.name} cannot force DMA to be coherent (no snoop control): vfio-pci refuses "
-                "functions behind it, unless the whole domain is coherent anyway",
+                Severity.NOTE,
+                f"{unit.name} cannot force DMA to be coherent (no snoop control): KVM then honours "
+                "a guest's cache settings and flushes, which costs time",
                 unit.evidence,
-                "use a slot behind another IOMMU; integrated graphics often has a unit of its own",
             )
         if unit.caching_mode:
             yield Finding(

@@ -28,7 +28,7 @@ class Unit(NamedTuple):
     """Width of the IOVAs that it translates."""
     interrupt_remapping: bool | None = None
     snoop_control: bool | None = None
-    """Whether it can force DMA to be coherent; Linux demands that for vfio-pci."""
+    """Whether it can force DMA to be coherent, whatever the device asks for."""
     coherent_walks: bool | None = None
     pasid: bool | None = None
     nested: bool | None = None
