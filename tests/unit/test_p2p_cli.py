@@ -48,13 +48,27 @@ def test_gpus_nics_and_drives_are_shown_with_vfs_folded(capsys):
     code, out = run(capsys, *DEMO)
     assert code == exit_code.DONE
     lines = out.splitlines()
-    assert lines[0].split()[:4] == ["DEVICE", "KIND", "NUMA", "#0"]
+    assert lines[0].split()[:4] == ["ADDRESS", "CLASS", "NUMA", "#0"]
     (virtual,) = [line for line in lines if "+ 15 VFs" in line]
     # Two different VFs meet below their root port, which redirects.
     assert virtual.split()[-2:] == ["PIX", "host"]
     assert any(line.startswith("PHB   a host bridge") for line in lines)
     assert not any(line.startswith("SYS") for line in lines), "only what is used is explained"
     assert "taken for GenuineIntel, by the host bridge 0000:00:00.0" in lines[-1]
+
+
+def test_on_a_narrow_terminal_columns_come_in_parts_and_nothing_is_cut(monkeypatch, capsys):
+    from vfiokit.cli.render import Output
+
+    monkeypatch.setattr(Output, "terminal", True)
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("NO_COLOR", "1")
+    _, out = run(capsys, *DEMO)
+    assert "…" not in out
+    assert out.count("ADDRESS") == out.count("0000:08:00.4 + 15 VFs") == 1
+    # Six columns in two tables: every number heads one column and starts a row of each.
+    assert [out.count(f"#{number}") for number in range(6)] == [3] * 6
+    assert max(map(len, out.splitlines()[:10])) <= 70
 
 
 def test_every_vf_has_a_row_when_asked_for(capsys):

@@ -165,7 +165,6 @@ def _print_matrix(
     providers: Sequence[Bdf],
     clients: Sequence[Bdf],
 ) -> None:
-    from vfiokit.p2p.code import LEGEND
     from vfiokit.p2p.selection import fold, separate
 
     if not providers or not clients:
@@ -175,33 +174,71 @@ def _print_matrix(
         (separate if arguments.vfs else fold)(peers, each) for each in (providers, clients)
     )
     numbers = {row: f"#{number}" for number, row in enumerate(dict.fromkeys((*columns, *rows)))}
-    used: set[tuple[str, str]] = set()
+    used: set[str] = set()
     lines = []
     for row in rows:
         cells = []
         for column in columns:
-            client = column.other_than(row.bdf)
-            verdict, code = peers.verdict(row.bdf, client), peers.code(row.bdf, client)
-            used.add((code, verdict.map_type.value))
-            word = WORDS[verdict.map_type.value][0]
-            shown = {"codes": code, "types": word, "distance": str(verdict.distance)}
-            cells.append(shown.get(arguments.shown or "", f"{code} {word}"))
-        lines.append((numbers[row], *_named(peers, row), *cells))
-    headers = ("", "DEVICE", "KIND", "NUMA", *(numbers[column] for column in columns))
-    output.table(headers, lines)
+            cell = _cell(arguments.shown, peers, row.bdf, column.other_than(row.bdf))
+            used.update(cell)
+            cells.append(" ".join(cell))
+        lines.append(((numbers[row], *_named(peers, row)), cells))
+    _print_cells(output, [numbers[column] for column in columns], lines)
     for column in columns:
         if column not in rows:
             output.line(f"{numbers[column]}  {'  '.join(_named(peers, column))}")
-    codes, kinds = {code for code, _ in used}, {kind for _, kind in used}
-    if arguments.shown != "types" and arguments.shown != "distance":
-        for code in LEGEND:
-            if code in codes:
-                output.line(f"{code:<5} {LEGEND[code]}")
-    if arguments.shown not in ("codes", "distance"):
-        for kind, (word, meaning) in WORDS.items():
-            if kind in kinds:
-                output.line(f"{word:<5} {meaning}")
+    _print_legend(output, used)
     _print_processor(output, peers)
+
+
+def _cell(shown: str | None, peers: Peers, provider: Bdf, client: Bdf) -> tuple[str, ...]:
+    verdict = peers.verdict(provider, client)
+    word = WORDS[verdict.map_type.value][0]
+    if shown == "distance":
+        return (str(verdict.distance),)
+    if shown == "types":
+        return (word,)
+    code = peers.code(provider, client)
+    return (code,) if shown == "codes" else (code, word)
+
+
+def _print_cells(
+    output: Output, columns: Sequence[str], lines: Sequence[tuple[tuple[str, ...], list[str]]]
+) -> None:
+    """One table; on a terminal that is too narrow, several: cells are read, and may not be cut."""
+    headers: tuple[str, ...] = ("", "ADDRESS", "CLASS", "NUMA")
+    start = 0
+    while start < len(columns):
+        end = start + _fitting(output, headers, lines) if output.terminal else len(columns)
+        output.table(
+            (*headers, *columns[start:end]),
+            ((*names[: len(headers)], *cells[start:end]) for names, cells in lines),
+        )
+        # From the second on the number of a row stands for its name.
+        start, headers = end, ("",)
+
+
+def _fitting(
+    output: Output,
+    headers: tuple[str, ...],
+    lines: Sequence[tuple[tuple[str, ...], Sequence[str]]],
+) -> int:
+    """How many columns of cells fit beside those of ``headers``; at least one."""
+    gap = 3
+    taken = sum(
+        max(len(header), *(len(names[index]) for names, _ in lines)) + gap
+        for index, header in enumerate(headers)
+    )
+    cell = max(len(cell) for _, cells in lines for cell in cells) + gap
+    return max((output.console.width - taken) // max(cell, 3 + gap), 1)
+
+
+def _print_legend(output: Output, used: set[str]) -> None:
+    from vfiokit.p2p.code import LEGEND
+
+    for word, meaning in (*LEGEND.items(), *WORDS.values()):
+        if word in used:
+            output.line(f"{word:<5} {meaning}")
 
 
 def _named(peers: Peers, row: Row) -> tuple[str, str, str]:
