@@ -17,8 +17,14 @@ from vfiokit.host.usage import size_text
 
 _LIMITS, _STATUS = "/proc/self/limits", "/proc/self/status"
 _NODES = "/sys/devices/system/node"
+_RAISE = (
+    "systemd: LimitMEMLOCK=infinity in the unit; a login: 'USER - memlock unlimited' in "
+    "/etc/security/limits.d/vfio.conf; libvirt raises the limit of its guests by itself"
+)
 _CAP_IPC_LOCK = 14
 _GIB = 1 << 30
+_BESIDES = _GIB
+"""For ROMs, video memory and what else a hypervisor maps: as much as libvirt grants."""
 _BELOW_4G = 4 * _GIB
 """Where a PC guest's memory goes on after the hole below 4 GiB; it costs no more than that."""
 
@@ -50,38 +56,38 @@ def _locked(facts: Facts) -> Finding:
             "memlock", Severity.OK, "this user may lock any amount of memory", (evidence,)
         )
     limit = int(match[1]) if match[1].isdecimal() else 0
-    capable = _is_capable(facts)
-    remedy = (
-        "systemd: LimitMEMLOCK=infinity in the unit; a login: 'USER - memlock unlimited' in "
-        "/etc/security/limits.d/vfio.conf; libvirt raises the limit of its guests by itself"
-    )
-    if capable:
+    size = facts.memory
+    if _is_capable(facts):
+        short = size is not None and limit < size + _BESIDES
         return Finding(
             "memlock",
-            Severity.NOTE if facts.memory and limit < facts.memory else Severity.OK,
+            Severity.NOTE if short else Severity.OK,
             f"this user has CAP_IPC_LOCK and may lock any amount; others are held to "
             f"{size_text(limit)}",
             (evidence, Evidence(_STATUS, "CapEff has CAP_IPC_LOCK")),
-            remedy if facts.memory and limit < facts.memory else "",
+            _RAISE if short else "",
         )
-    if facts.memory is None:
+    if size is None:
         return Finding(
             "memlock",
             Severity.NOTE,
-            f"this user may lock {size_text(limit)}; a guest needs its whole memory and its "
-            "devices' BARs (name it with --memory SIZE)",
+            f"this user may lock {size_text(limit)}; a guest needs its whole memory and some more "
+            "(name it with --memory SIZE)",
             (evidence,),
-            remedy,
+            _RAISE,
         )
-    enough = limit >= facts.memory
+    severity, words = Severity.PROBLEM, "too little for"
+    if limit >= size:
+        severity, words = Severity.WARNING, "hardly enough for"
+    if limit >= size + _BESIDES:
+        severity, words = Severity.OK, "enough for"
     return Finding(
         "memlock",
-        Severity.OK if enough else Severity.PROBLEM,
-        f"this user may lock {size_text(limit)}, "
-        f"{'enough for' if enough else 'too little for'} a guest of {size_text(facts.memory)}"
-        + ("" if enough else ": mapping its memory fails with ENOMEM"),
+        severity,
+        f"this user may lock {size_text(limit)}, {words} a guest of {size_text(size)}"
+        + ("" if severity is Severity.OK else ": mapping its memory fails with ENOMEM"),
         (evidence,),
-        "" if enough else remedy,
+        "" if severity is Severity.OK else _RAISE,
     )
 
 
