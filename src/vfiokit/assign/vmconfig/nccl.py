@@ -118,11 +118,11 @@ class _Writer:
         if isinstance(item, Function):
             return XmlNode("pci", self._attributes(item))
         self._invented += 1
-        if self._invented > 0xFF:
-            raise UsageError("more than 255 switches: no address is left to invent")
-        children = tuple(self._element(each) for each in item.items.values())
         number = self._invented
+        if number > 0xFF:
+            raise UsageError("more than 255 switches: no address is left to invent")
         bdf = Bdf(_INVENTED_DOMAIN, _INVENTED_BUS, number & 0x1F, number >> 5)
+        children = tuple(self._element(each) for each in item.items.values())
         attributes = {
             "busid": str(bdf),
             "class": "0x060400",
