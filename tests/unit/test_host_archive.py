@@ -141,6 +141,23 @@ def test_unreadable_and_short_files_are_reported(tmp_path: Path) -> None:
     assert "host" not in facts
 
 
+def test_iommu_that_is_a_pci_function_is_captured_once(tmp_path: Path) -> None:
+    # As on AMD's servers: the unit lies below its function and links back to it.
+    unit = f"{FOLDER}/iommu/ivhd0"
+    files = {**SMALL_FILES, f"{unit}/amd-iommu/cap": b"90000000\n"}
+    links = {
+        **SMALL_LINKS,
+        f"{unit}/device": "../../../0000:00:01.0",
+        f"{FOLDER}/firmware_node": "../../LNXSYSTM:00/device:00",
+        "/sys/class/iommu/ivhd0": "../../devices/pci0000:00/0000:00:01.0/iommu/ivhd0",
+    }
+    path = str(tmp_path / "x.tar.zst")
+    write_capture(RecordedTree(files, links), path)
+    found = read_capture(path)
+    assert found.readlink(f"{unit}/device") == "../../../0000:00:01.0"
+    assert found.read("/sys/class/iommu/ivhd0/amd-iommu/cap") == b"90000000\n"
+
+
 def test_progress_reaches_its_total(demo: RecordedTree, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     write_capture(

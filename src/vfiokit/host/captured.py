@@ -215,9 +215,10 @@ class Walk:
         """Links and wanted files of a device's folder, and of the folders below it."""
         for name in self._list(path):
             child = f"{path}/{name}"
-            found = list(self._link(child))
-            if found:
-                yield from found
+            target = self._target(child)
+            if target is not None:
+                # Also one that was met before: a unit of AMD's IOMMU lies below its PCI function.
+                yield from self._once(child, target)
             elif wanted.fullmatch(name):
                 yield from self._file(child)
             elif name not in SKIPPED_FOLDERS and not _BDF.fullmatch(name) and depth < _DEPTH:
@@ -243,12 +244,17 @@ class Walk:
             return []
 
     def _link(self, path: str) -> Iterator[Member]:
+        target = self._target(path)
+        if target is not None:
+            yield from self._once(path, target)
+
+    def _target(self, path: str) -> str | None:
+        """What a link says; ``None`` for no link, and for one that leads out of the tree."""
         try:
             target = self._tree.readlink(path)
         except OSError:
-            return
-        if stays_inside(path[1:], target):
-            yield from self._once(path, target)
+            return None
+        return target if stays_inside(path[1:], target) else None
 
     def _file(self, path: str) -> Iterator[Member]:
         try:
