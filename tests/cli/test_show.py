@@ -44,6 +44,19 @@ def test_every_depth_says_more_than_the_one_before(capsys: pytest.CaptureFixture
     assert "\nff0: " in shown[3]
 
 
+def test_the_deepest_adds_bytes_and_changes_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = re.compile(r"[0-9a-f]{2,3}: [0-9a-f ]{47}")
+    deepest = show(capsys, "00:02.0", "nvme", "-vvv").splitlines()
+    without = [line for line in deepest if not row.fullmatch(line)]
+    assert without == show(capsys, "00:02.0", "nvme", "-vv").splitlines()
+
+
+def test_no_line_is_longer_than_lspci_reads(written: Path) -> None:
+    assert max(map(len, written.read_bytes().splitlines())) <= 253
+
+
 def test_deeper_than_the_deepest_is_the_deepest(capsys: pytest.CaptureFixture[str]) -> None:
     assert show(capsys, "nvme", "-vvvvv") == show(capsys, "nvme", "-vvv")
 

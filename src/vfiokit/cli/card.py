@@ -53,7 +53,7 @@ def lines(view: View, function: Function, depth: int, style: Style) -> list[str]
 
 def _folded(line: str) -> list[str]:
     """``line``, in pieces where it is longer than what lspci reads (``lib/dump.c``)."""
-    if len(line) <= _LSPCI_READS:
+    if len(line) <= _LSPCI_READS or "\n" in line:  # registers are broken into lines already
         return [line]
     from textwrap import wrap
 
