@@ -80,6 +80,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("none", "intel", "intel-pt", "virtio"),
         help="the guest's IOMMU; intel-pt: with iommu=pt in the guest",
     )
+    parser.add_argument(
+        "--cpu",
+        metavar="amd|intel|other[:FAMILY]",
+        help="the processor of host and guest, where the description of the host does not tell",
+    )
     parser.add_argument("--memory", default="16G", metavar="SIZE", help="default: 16G")
     parser.add_argument("--cpus", type=int, default=8, metavar="N", help="default: 8")
     parser.add_argument(
@@ -100,7 +105,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     if arguments.output is not None and arguments.vmm is None:
         raise UsageError("-o goes with --vmm", hint="choose what to write: --vmm qemu")
-    cpu = _cpu(session)
+    cpu = _cpu(arguments, session)
     made = _assess(arguments, session, cpu)
     wanted = arguments.variant or (made.recommended if arguments.p2p else Variant.FLAT)
     chosen = made.view(Variant(wanted))
@@ -115,9 +120,12 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     return exit_code.NO if chosen.score.corrupts else exit_code.DONE
 
 
-def _cpu(session: Session) -> Cpu | None:
+def _cpu(arguments: argparse.Namespace, session: Session) -> Cpu | None:
     from vfiokit.host.processor import read_cpu
+    from vfiokit.p2p.what_if import parse_cpu
 
+    if arguments.cpu is not None:
+        return parse_cpu(arguments.cpu)
     try:
         return read_cpu(session.tree)
     except SourceError:
