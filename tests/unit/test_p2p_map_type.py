@@ -598,3 +598,59 @@ def test_the_story_of_an_open_answer_says_what_is_missing():
     assert "cannot be told" in text
     assert "bus-addr if no redirect is set there, else thru-host-bridge" in text
     assert "Not known: whether 0000:02:00.0 has an ACS redirect set." in text
+
+
+# -- selections and the matrix
+
+
+def test_what_moves_data_by_itself_is_chosen_and_named():
+    from vfiokit.p2p.selection import fold, usual
+
+    builder = Builder()
+    builder.root_port("00:01.0", 1)
+    kinds = {
+        "01:00.0": (0x030200, "gpu"),
+        "01:01.0": (0x038000, "gpu"),
+        "01:02.0": (0x020700, "nic"),
+        "01:03.0": (0x010802, "nvme"),
+        "01:04.0": (0x120000, "accelerator"),
+        "01:05.0": (0x0B4000, "accelerator"),
+        "01:06.0": (0x010700, None),
+        "01:07.0": (0x0C0330, None),
+    }
+    for address, (class_code, _) in kinds.items():
+        builder.endpoint(address, class_code=class_code)
+    peers = Peers(builder.topology())
+    chosen = usual(peers.topology)
+    assert [str(each)[5:] for each in chosen] == [each for each, kind in kinds.items() if kind[1]]
+    rows = fold(peers, chosen)
+    assert [row.kind for row in rows] == [kind for _, kind in kinds.values() if kind]
+
+
+def test_vfs_share_a_row_only_when_they_answer_alike():
+    from vfiokit.p2p.selection import fold, separate
+
+    def build(builder: Builder) -> None:
+        with_vfs(builder)
+        builder.virtual("02:00.1", "01:00.0", acs=REDIRECT)
+
+    peers = Peers(machine(build))
+    everyone = [bdf(each) for each in ("01:00.0", "01:00.1", "02:00.0", "02:00.1")]
+    rows = fold(peers, everyone)
+    assert [row.members for row in rows] == [
+        (everyone[0],),
+        (everyone[1], everyone[2]),
+        (everyone[3],),
+    ]
+    assert rows[1].other_than(everyone[1]) == everyone[2]
+    assert rows[0].other_than(everyone[0]) == everyone[0]
+    assert len(separate(peers, everyone)) == 4
+
+
+def test_a_cell_of_the_matrix_can_be_asked_by_address():
+    peers = Peers(machine(switch), cpu=INTEL)
+    matrix = peers.matrix([bdf("03:00.0")], [bdf("04:00.0"), bdf("00:00.0")])
+    assert matrix.verdict(bdf("03:00.0"), bdf("04:00.0")) == (MapType.BUS_ADDR, 4)
+    assert matrix.counts()[MapType.THRU_HOST_BRIDGE] == 1
+    with pytest.raises(ValueError, match="not in tuple"):
+        matrix.verdict(bdf("04:00.0"), bdf("04:00.0"))

@@ -274,6 +274,38 @@ def test_a_port_with_the_kernel_s_own_workaround_is_marked():
     assert any("a workaround of its own" in obstacle for obstacle in clear.obstacles)
 
 
+def test_ports_that_have_it_all_leave_only_ats_to_be_enabled():
+    topology = machine(lambda b: switch(b, acs_a=(0x5F, 0x5D), acs_b=(0x5F, 0x5D)))
+    (_, translated) = advice_for(with_ats(topology, 0, "04:00.0"), ("03:00.0", "04:00.0")).remedies
+    assert translated.possible
+    assert translated.changes == ()
+    assert translated.obstacles[0].startswith("ATS is off in 0000:04:00.0")
+
+
+def test_setting_redirects_splits_a_group():
+    topology = machine(lambda b: switch(b, acs_a=(0x5F, 0x00)))
+    split = with_acs_control(topology, {bdf("02:00.0"): Acs(0x1D)})
+    (found,) = price(topology, split).regroupings
+    assert found.text() == (
+        "group {0000:02:00.0, 0000:03:00.0} would be {0000:02:00.0} and {0000:03:00.0}"
+    )
+
+
+def test_a_large_group_is_named_by_its_first_members():
+    def build(builder: Builder) -> None:
+        builder.root_port("00:01.0", 1, LINUX)
+        for number in range(7):
+            builder.endpoint(f"01:00.{number}", multifunction=True)
+
+    topology = machine(build)
+    (clear, _) = advice_for(topology, ("01:00.0", "01:00.1")).remedies
+    (found,) = clear.price.regroupings
+    assert found.text() == (
+        "2 groups would be one: {0000:00:01.0} and "
+        "{0000:01:00.0, 0000:01:00.1, 0000:01:00.2, 4 more}"
+    )
+
+
 # -- assigned devices
 
 

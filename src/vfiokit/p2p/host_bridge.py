@@ -17,6 +17,7 @@ from vfiokit.pci.topology import Function, HostBridge, Topology
 
 INTEL, AMD, HYGON, GOOGLE = 0x8086, 0x1022, 0x1D94, 0x1AE0
 _EMULATED = frozenset({(INTEL, 0x1237), (INTEL, 0x29C0)})
+"""440FX and Q35: what QEMU shows whatever the processor is."""
 
 SAME_HOST_BRIDGE_ONLY = frozenset((INTEL, device) for device in (0x3C00, 0x3C01, 0x2F00, 0x2F01))
 """Xeon E5 and Core i7 (Sandy Bridge-E), Xeon E5/E7 v3 (Haswell-E): ``REQ_SAME_HOST_BRIDGE``."""
