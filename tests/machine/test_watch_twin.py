@@ -270,3 +270,37 @@ def test_following_stops_at_its_deadline(server: Files) -> None:
     assert 0.1 <= time.monotonic() - begun < 2
     assert len(batches) >= 4
     assert not any(batches)
+
+
+def test_device_nodes_of_chosen_functions_only() -> None:
+    machine = assemble("rp(nvme:drive), rp(nvme:other)", ram=1 << 30)
+    tree, source = machine.kernel.tree, Script()
+    watcher = Watcher(tree, source, [machine["drive"]])
+    group = watcher.state.functions[machine["drive"]].group
+    source.tell_node("add", "vfio/99")
+    source.tell_node("add", f"vfio/{group}")
+    assert told(watcher.wait(0)) == [("node-added", f"/dev/vfio/{group}")]
+    source.tell_node("remove", "vfio/99")
+    source.tell_node("remove", f"vfio/{group}")
+    assert told(watcher.wait(0)) == [("node-removed", f"/dev/vfio/{group}")]
+    source.tell("unbind", str(machine["other"]))
+    assert watcher.wait(0) == []
+
+
+def test_a_group_that_changes_is_told() -> None:
+    machine = assemble("rp(nvme:drive)", ram=1 << 30)
+    watcher = Watcher(machine.kernel.tree, Script())
+    bdf = machine["drive"]
+    known = watcher.state.functions[bdf]
+    watcher.state.functions[bdf] = known._replace(group="77")
+    (event,) = watcher.look()
+    assert (event.kind, event.was, event.now) == ("group", "77", known.group)
+
+
+def test_other_messages_about_a_function_are_passed_on() -> None:
+    machine = assemble("rp(nvme:drive)", ram=1 << 30)
+    bdf, source = str(machine["drive"]), Script()
+    watcher = Watcher(machine.kernel.tree, source)
+    source.tell("change", bdf)
+    source.tell("add", bdf)  # known already
+    assert [event.text for event in watcher.wait(0)] == ["change"]
