@@ -86,6 +86,14 @@ def test_unknown_names_and_odd_links_fall_back_to_the_class() -> None:
     assert item.driver == ""
 
 
+def test_what_no_byte_tells_of_acs_is_not_called_absent() -> None:
+    port = function("00:01.0", ids=(1, 2), class_code=0x060400, secondary=1)
+    port.config = type(port.config)(port.config.data[:256])
+    item = collect(Topology([port])).items[0]
+    assert item.acs_text == "ACS not known"
+    assert _of(collect(gpu_server()), "08:00.0").acs_text == "no ACS"
+
+
 def test_leaks_are_told() -> None:
     leaks = collect(gpu_server()).leaks
     assert leaks

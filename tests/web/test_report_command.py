@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from vfiokit.cli.main import main
+from vfiokit.cli.schema_source import schema
 from vfiokit.web.report import format_of
 
 
@@ -78,3 +79,12 @@ def test_a_description_without_files_has_no_findings_and_says_its_limits(tmp_pat
     text = path.read_text(encoding="utf-8")
     assert 'class="limits"' in text
     assert 'id="findings"' not in text
+
+
+def test_json_document_is_the_published_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import jsonschema
+
+    assert main(["report", str(tmp_path / "a.html"), "--host", "demo", "--json"]) == 0
+    jsonschema.validate(json.loads(capsys.readouterr().out), schema("report"))

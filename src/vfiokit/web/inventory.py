@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit.isolation.group import predict
-from vfiokit.pci.capability.acs import Acs
+from vfiokit.p2p import Redirect, redirect
+from vfiokit.p2p.chain import REDIRECTING
 from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.selector import is_class
 
@@ -26,9 +27,6 @@ KINDS: tuple[tuple[str, str], ...] = (
 """Kinds of device as selectors name them, and their short labels."""
 PEER_KINDS = ("gpu", "nic", "nvme", "accelerator")
 """Kinds that talk to each other, and so are in the matrix from the start."""
-REDIRECTS = Acs.REQUEST_REDIRECT | Acs.COMPLETION_REDIRECT | Acs.EGRESS_CONTROL
-"""Bits of which any makes a port redirect, to Linux (``pci_acs_flags`` in ``p2pdma.c``)."""
-
 _PORTS = {
     PortType.ROOT_PORT: "RP",
     PortType.UPSTREAM: "USP",
@@ -38,8 +36,8 @@ _PORTS = {
 }
 _PORT_WORDS = {
     "RP": "root port",
-    "USP": "upstream port of a switch",
-    "DSP": "downstream port of a switch",
+    "USP": "upstream port",
+    "DSP": "downstream port",
     "PCI": "PCIe to PCI bridge",
     "PCIe": "PCI to PCIe bridge",
     "BR": "bridge",
@@ -97,12 +95,14 @@ class Item(NamedTuple):
     """``RP``, ``USP``, ``DSP``, ``BR`` …; empty for what is no bridge."""
     acs_control: int | None
     """Enabled ACS bits; ``None`` without the capability."""
+    acs_known: bool
+    """Whether the bytes that tell of ACS are known."""
     link: Link | None
 
     @property
     def redirects(self) -> bool:
         """Whether Linux's P2P rules see an ACS redirect in it."""
-        return self.acs_control is not None and bool(self.acs_control & REDIRECTS)
+        return self.acs_control is not None and bool(self.acs_control & REDIRECTING)
 
     @property
     def name(self) -> str:
@@ -112,6 +112,8 @@ class Item(NamedTuple):
     @property
     def acs_text(self) -> str:
         """``no ACS``, ``ACS off``, or the bits by their usual letters: ``ACS RR CR UF``."""
+        if not self.acs_known:
+            return "ACS not known"
         if self.acs_control is None:
             return "no ACS"
         letters = ("SV", "TB", "RR", "CR", "UF", "EC", "DT")
@@ -229,6 +231,7 @@ class _Collector:
             physfn=self.numbers.get(function.physfn) if function.physfn else None,
             port=_port(function),
             acs_control=int(function.acs_control) if function.acs is not None else None,
+            acs_known=redirect(function) is not Redirect.UNKNOWN,
             link=_link(function),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit import __version__
+from vfiokit.p2p.code import LEGEND
 from vfiokit.web.inventory import KINDS, PEER_KINDS, GroupItem, Inventory, Item
 from vfiokit.web.pairs import sibling_words
 from vfiokit.web.palette import hue_of_groups, style_sheet
@@ -147,6 +148,7 @@ def _data(content: Content) -> dict[str, object]:
         "changes": content.advice.changes,
         "outcomes": content.advice.outcomes,
         "siblings": sibling_words(),
+        "codes": LEGEND,
         "labels": dict(KINDS),
     }
 
@@ -233,12 +235,18 @@ def _table(content: Content) -> list[tuple[Item, list[_Cell]]]:
 def _facts(inventory: Inventory) -> list[tuple[str, str]]:
     """The host in a few numbers."""
     shared = sum(1 for group in inventory.groups if len(group.members) > 1)
+    known = any(group.certain for group in inventory.groups) or not inventory.groups
+    groups = f"{len(inventory.groups)}, {shared} shared" if known else "unknown"
     nodes = {host.numa_node for host in inventory.hosts if host.numa_node is not None}
     facts = [
-        ("functions", str(len(inventory.items))),
-        ("root buses", str(len(inventory.hosts))),
-        ("IOMMU groups", f"{len(inventory.groups)}, {shared} shared"),
+        (_plural(len(inventory.items), "function"), str(len(inventory.items))),
+        ("root bus" if len(inventory.hosts) == 1 else "root buses", str(len(inventory.hosts))),
+        ("IOMMU groups", groups),
     ]
     if nodes:
-        facts.append(("NUMA nodes", str(len(nodes))))
+        facts.append((_plural(len(nodes), "NUMA node"), str(len(nodes))))
     return facts
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else f"{word}s"

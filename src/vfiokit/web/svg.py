@@ -176,14 +176,17 @@ class _Painter:
         return "".join(parts)
 
     def _port_words(self, placed: Placed, item: Item, left: float, right: float, y: str) -> str:
-        badge = "no ACS" if item.acs_control is None else "ACS"
-        state = "off" if item.acs_control == 0 else "on" if item.acs_control else "absent"
+        badge, state = "ACS", "on"
+        if not item.acs_known:
+            badge, state = "ACS ?", "absent"
+        elif not item.acs_control:
+            badge, state = item.acs_text, "absent" if item.acs_control is None else "off"
         return (
             f'<text class="kind" x="{left:.0f}" y="{y}">{item.port}</text>'
             f'<rect class="badge {state}" x="{right - 40:.0f}" y="{placed.y + 3:.0f}" '
             f'width="42" height="{BOX - 6}" rx="2"/>'
             f'<text class="badge {state}" x="{right - 19:.0f}" y="{placed.y + 12.5:.1f}">'
-            f"{badge if state != 'off' else 'ACS off'}</text>"
+            f"{badge}</text>"
         )
 
     def _device_words(self, item: Item, left: float, right: float, y: str) -> str:

@@ -1,6 +1,7 @@
 // The heat map: a canvas of the size of its pane, drawn for the part that is in view.
 const SIZES = [3, 5, 8, 11, 14, 18, 22, 26];
 const MARKS = ["●", "▲", "×", "?"];
+const UNKNOWN = 3, NEAR = new Set(["PIX", "PXB"]);
 const LABEL_FROM = 11, CODE_FROM = 24;
 
 class Matrix {
@@ -67,9 +68,10 @@ class Matrix {
       return { left: named ? name + 42 : 84, top: named ? name + 10 : 14 };
     };
     if (this.zoom === null || this.zoom === undefined) {
-      let best = SIZES[0];
-      for (const size of SIZES) if (room(size).left + count * size <= width) best = size;
-      this.size = best;
+      const fits = (size) => Math.floor((width - room(size).left - 2) / count);
+      const named = fits(LABEL_FROM);
+      this.size = Math.max(SIZES[0], Math.min(SIZES.at(-1),
+        named >= LABEL_FROM ? named : Math.min(fits(0), LABEL_FROM - 1)));
     } else this.size = SIZES[this.zoom];
     Object.assign(this, room(this.size));
     const full = this.top + count * this.size + 2;
@@ -91,7 +93,7 @@ class Matrix {
     return {
       fill: ["direct", "through", "none", "page"].map(get),
       mark: ["on-direct", "on-through", "on-none", "muted"].map(get),
-      page: get("page"), text: get("text"), muted: get("muted"), line: get("line"),
+      near: get("hue1"), page: get("page"), text: get("text"), muted: get("muted"), line: get("line"),
       strong: get("strong"), accent: get("accent"),
     };
   }
@@ -129,17 +131,20 @@ class Matrix {
       for (let column = firstColumn; column < lastColumn; column++) {
         if (row === column) continue;
         const story = storyOf(order[row], order[column]);
-        paint.fillStyle = colours.fill[story.type];
+        const near = story.type === UNKNOWN && NEAR.has(story.code);
+        paint.fillStyle = near ? colours.near : colours.fill[story.type];
         paint.fillRect(x(column), y(row), size - inset, size - inset);
-        if (story.type === 3 && size >= 8) {
+        if (story.type === UNKNOWN && size >= 8) {
           paint.strokeStyle = colours.line;
           paint.strokeRect(x(column) + .5, y(row) + .5, size - 2, size - 2);
         }
         if (size < LABEL_FROM) continue;
-        paint.fillStyle = colours.mark[story.type];
-        const far = size >= CODE_FROM;
-        paint.font = far ? "600 8.5px system-ui,sans-serif" : `${Math.min(size - 3, 12)}px sans-serif`;
-        paint.fillText(far ? story.code : MARKS[story.type], x(column) + size / 2 - .5, y(row) + size / 2);
+        paint.fillStyle = near ? colours.text : colours.mark[story.type];
+        // Where the answer is not known, how far apart the two are still is.
+        const spelt = size >= (story.type === UNKNOWN ? 20 : CODE_FROM);
+        const letter = Math.min(8.5, (size - 3) / (story.code.length * .72));
+        paint.font = spelt ? `${letter}px system-ui,sans-serif` : `${Math.max(7, Math.min(size * .55, 10))}px sans-serif`;
+        paint.fillText(spelt ? story.code : MARKS[story.type], x(column) + size / 2 - .5, y(row) + size / 2);
       }
     this.borders(paint, colours, x, y, firstRow, lastRow, firstColumn, lastColumn);
     if (this.picked) this.frame(paint, colours.accent, 3, x(this.picked[1]), y(this.picked[0]));
@@ -283,8 +288,10 @@ class Matrix {
   }
 
   resize(step) {
-    const now = SIZES.indexOf(this.size);
-    this.zoom = Math.max(0, Math.min(SIZES.length - 1, now + step));
+    const larger = SIZES.findIndex((size) => size > this.size);
+    const smaller = SIZES.findLastIndex((size) => size < this.size);
+    const next = step > 0 ? larger : smaller;
+    if (next >= 0) this.zoom = next;
     this.measure();
     this.reveal();
   }

@@ -95,6 +95,7 @@ function tellPair(story) {
       make("span", { class: `verdict ${style[story.type]}` }, WORDS[story.type]),
       `${functions[story.client].address} to ${functions[story.provider].address}`),
     ...story.text.map((line) => make("p", {}, line)),
+    make("p", { class: "hint" }, `${story.code}: ${data.codes[story.code]}.`),
     make("dl", { class: "ends" }, ...end("client", story.client), ...end("provider", story.provider)),
     make("h3", {}, story.common < 0 ? "The way, through the root complex" : "The way"),
     make("ol", { class: "way" }, ...way(story)),
