@@ -18,8 +18,6 @@ from vfiokit.web.report import describe, render
 # Surrogates too: bytes that are no UTF-8 arrive as such.
 PUNCTUATION = "<>&\"'\\{}[];-/!\n\x00"
 TEXT = st.text(st.characters(codec=None), max_size=60) | st.text(PUNCTUATION, max_size=30)
-    "<>&\"'\\{}[];-/!\n\x00", max_size=30
-)
 
 
 def _machine(name: str, driver: str) -> Topology:
