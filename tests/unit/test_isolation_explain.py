@@ -15,7 +15,7 @@ from vfiokit.host.source import open_host
 from vfiokit.isolation import Rule, predict
 from vfiokit.isolation.explain import Explanation, explain
 from vfiokit.isolation.remedy import Kind, config_acs, setpci
-from vfiokit.isolation.what_if import Change
+from vfiokit.isolation.what_if import Change, applied
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.topology import Topology
@@ -239,6 +239,21 @@ def test_a_switch_that_leaks_between_groups_is_told() -> None:
     switch(builder)
     (leak,) = explained(builder.topology(), "04:00.0").leaks
     assert (leak.port, leak.peer) == (bdf("02:00.0"), bdf("02:01.0"))
+
+
+def test_a_way_in_from_a_neighbour_is_closed_at_the_neighbours_port() -> None:
+    builder = Builder()
+    switch(builder, acs_a=FULL, acs_b=OFF)
+    topology = builder.topology()
+    explanation = explained(topology, "03:00.0")
+    assert explanation.alone
+    assert explanation.leaks
+    assert kinds(explanation) == [Kind.CLOSE]
+    found = explanation.remedies.remedies[0]
+    assert found.commands[0] == "pci=config_acs=xx11101@0000:02:01.0"
+    assert not any("can still be reached" in cost for cost in found.costs)
+    after = applied(topology, found.changes)
+    assert not explained(after, "03:00.0").leaks
 
 
 def test_a_kernel_that_split_further_is_pointed_out() -> None:

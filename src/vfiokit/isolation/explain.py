@@ -86,12 +86,12 @@ def explain(
     recorded = _recorded_members(topology, function)
     unknown = _unknown(topology, grouping, bdf)
     whys = _whys(grouping, group, bdf)
-    found = _NO_REMEDIES
-    if not unknown and (len(group.members) > 1 or len(recorded or ()) > 1):
-        found = remedies(topology, bdf, platform=platform, recorded=recorded)
     leaks = tuple(
         leak for leak in grouping.leaks(topology) if group.id in (*leak.groups, *leak.peer_groups)
     )
+    found = _NO_REMEDIES
+    if not unknown and (leaks or len(group.members) > 1 or len(recorded or ()) > 1):
+        found = remedies(topology, bdf, platform=platform, recorded=recorded)
     return Explanation(
         bdf,
         function.is_bridge or function.identity.class_code >> 16 == _CLASS_BRIDGE,

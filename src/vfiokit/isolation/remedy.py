@@ -21,6 +21,7 @@ from vfiokit.isolation.what_if import (
     PORTS,
     Change,
     Found,
+    applied,
     concerned,
     enabling,
     equipped_everywhere,
@@ -56,6 +57,8 @@ class Kind(Enum):
     """The kernel sets the bits itself, once its IOMMU driver asks for it."""
     CONFIG_ACS = "config_acs"
     """The kernel parameter ``pci=config_acs=`` sets them."""
+    CLOSE = "close"
+    """The group stays; ACS at other ports of the switch closes ways past the IOMMU."""
     FIRMWARE = "firmware"
     """Ports that show no ACS capability; firmware may hide it."""
     NEWER_KERNEL = "newer-kernel"
@@ -127,6 +130,7 @@ def remedies(
     listed += _by_kernel(part, bdf, found, now, platform, recorded is not None)
     if found.changes:
         listed.append(_by_parameter(part, bdf, found, platform))
+    listed += _by_closing(part, bdf, found, platform)
     listed += _by_newer_kernel(part, bdf, now, recorded, platform)
     if any(change.new_capability for change in equipped.changes):
         listed.append(_by_firmware(part, bdf, equipped, base))
@@ -228,6 +232,32 @@ def _by_parameter(topology: Topology, bdf: Bdf, found: Found, platform: Platform
             "made at boot, so only the kernel parameter changes them.",
         ),
         found.changes,
+    )
+
+
+def _by_closing(topology: Topology, bdf: Bdf, found: Found, platform: Platform) -> Iterator[Remedy]:
+    """Request Redirect at ports of the switch that let peers through, whatever the groups."""
+    grouping = predict(topology, platform=platform)
+    own = grouping.of(bdf).id
+    ports: dict[Bdf, None] = {}
+    for leak in grouping.leaks(topology):
+        if own in (*leak.groups, *leak.peer_groups):
+            ports.update(dict.fromkeys((leak.port, leak.peer) if leak.mutual else (leak.port,)))
+    changes = enabling(topology, map(topology.__getitem__, sorted(ports)), platform=platform)
+    if not changes or set(changes) <= set(found.changes):
+        return
+    after = applied(topology, changes)
+    left = _still_open(after, bdf, platform)
+    if len(left) >= len(_still_open(topology, bdf, platform)):
+        return
+    named = " and ".join(str(change.bdf) for change in changes)
+    yield Remedy(
+        Kind.CLOSE,
+        members(after, bdf, platform=platform),
+        f"Close the way inside the switch: enable ACS at {named} (Linux 6.11 or later).",
+        (config_acs(topology, changes), *setpci(changes)),
+        (*peers_lost(topology, changes), *left),
+        changes,
     )
 
 
