@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -144,19 +145,23 @@ def test_watch_of_a_capture_says_that_it_only_looks(capsys) -> None:
     assert "not the running host" in err
 
 
-def test_watch_of_a_folder_follows_its_files(tmp_path: Path) -> None:
-    """A copy of a host that something else changes."""
+def folder_host(folder: Path) -> tuple[str, Path]:
+    """A copy of a host that tests can change: a function's address and its folder."""
     machine = assemble("rp(nvme:drive)", ram=1 << 30)
     bdf = str(machine["drive"])
     for path, content in machine.kernel.snapshot().items():
-        place = tmp_path / path[1:]
+        place = folder / path[1:]
         place.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
             place.write_bytes(content)
         elif not path.startswith("/dev/"):
             place.symlink_to(content)
+    return bdf, (folder / DEVICES[1:] / bdf).resolve()
+
+
+def test_watch_of_a_folder_follows_its_files(tmp_path: Path) -> None:
+    bdf, folder = folder_host(tmp_path)
     watch = start("--host", str(tmp_path), "--interval", "0.05", "--count", "3", "--json")
-    folder = (tmp_path / DEVICES[1:] / bdf).resolve()
     (folder / "driver").unlink()
     (folder / "power_state").write_text("D3hot\n")
     (folder / "aer_dev_nonfatal").write_text("CmpltTO 2\nTOTAL_ERR_NONFATAL 2\n")
@@ -204,16 +209,21 @@ def test_watch_hears_the_kernel_of_this_machine() -> None:
     assert out.split()[1:] == [os.path.basename(folder), "changed", "change"]
 
 
-def test_watch_draws_a_table_on_a_terminal() -> None:
+def test_watch_draws_a_table_on_a_terminal(tmp_path: Path) -> None:
+    bdf, folder = folder_host(tmp_path)
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "vfiokit", "watch", "--host", "demo", "--for", "0.3"]
+    words = ["--host", str(tmp_path), "--interval", "0.05", "--count", "2"]
     watch = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "vfiokit", "watch", *words],
         stdout=follower,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "NO_COLOR": "1"},
     )
     os.close(follower)
+    assert watch.stderr is not None
+    assert watch.stderr.readline().startswith(b"watching ")
+    (folder / "driver").unlink()
+    (folder / "aer_dev_correctable").write_text("BadTLP 41\n")
     seen = b""
     with contextlib.suppress(OSError):  # EIO: the other end is closed
         while piece := os.read(leader, 4096):
@@ -221,9 +231,13 @@ def test_watch_draws_a_table_on_a_terminal() -> None:
     os.close(leader)
     watch.communicate(timeout=30)
     assert watch.returncode == exit_code.DONE
-    text = seen.decode()
-    assert "SUBJECT" in text
-    assert "ERRORS" in text
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert "unbound from nvme" in text
+    assert "correctable BadTLP +41 (41 in all)" in text
+    # Below the events, who had how many, and its errors in all.
+    rows = {line.strip() for line in text.splitlines() if line.rstrip().endswith(" 41")}
+    (row,) = (each for each in rows if each.startswith(bdf))
+    assert "aer 1" in row
 
 
 @pytest.mark.parametrize(
