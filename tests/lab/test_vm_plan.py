@@ -16,13 +16,14 @@ import pytest
 import vm_plan_guest
 
 from vfiokit.assign.vmconfig import qemu
+from vfiokit.assign.vmconfig.assessment import assess
 from vfiokit.assign.vmconfig.settings import GIB, Settings
 from vfiokit.host.processor import Cpu
 from vfiokit.lab import Lab, Scenario, guest_run
 from vfiokit.lab.qemu_arguments import Disk, Hardware
 from vfiokit.machine.assembly import assemble
 from vfiokit.p2p import MapType, Peers
-from vfiokit.p2p.guest import GuestPlan, Viommu, flat
+from vfiokit.p2p.guest import GuestPlan, Variant, Viommu, flat
 from vfiokit.p2p.guest_topology import groups, topology
 from vfiokit.p2p.guest_tree import replicated
 from vfiokit.p2p.guest_verdict import Verdict, compare
@@ -66,6 +67,7 @@ VMS = (
     Vm(SPREAD, "replicated", ZEN, Viommu.VIRTIO, nodes=2),
     Vm(MIXED, "replicated", INTEL, Viommu.INTEL_PT),
     Vm(SPREAD, "flat", ZEN, Viommu.INTEL),
+    Vm(SPREAD, "islands", INTEL, nodes=2),
 )
 
 
@@ -91,6 +93,9 @@ def host_of(vm: Vm) -> tuple[Topology, list[Function]]:
 def plan_of(vm: Vm, host: Topology, functions: list[Function]) -> GuestPlan:
     if vm.variant == "flat":
         return flat(functions, viommu=vm.viommu)
+    if vm.variant == "islands":
+        made = assess(host, functions, cpu=vm.cpu, viommu=vm.viommu, numa=bool(vm.nodes))
+        return made.view(Variant.ISLANDS).plan
     return replicated(host, functions, viommu=vm.viommu, numa=bool(vm.nodes))
 
 
@@ -132,7 +137,7 @@ def seen(answer: dict[str, Any]) -> dict[Bdf, Function]:
 @pytest.mark.parametrize(
     "vm",
     [
-        vm if number < 3 else pytest.param(vm, marks=pytest.mark.slow)
+        vm if number in (0, 2, 7) else pytest.param(vm, marks=pytest.mark.slow)
         for number, vm in enumerate(VMS)
     ],
     ids=str,

@@ -427,7 +427,8 @@ def test_replication_is_recommended_where_it_tells_more() -> None:
     made = assess(host.topology, host.functions, cpu=INTEL)
     assert made.recommended is Variant.REPLICATED
     assert "misses P2P that works in 0 of 3 pairs, not 1" in made.why
-    assert [view.plan.variant for view in made.views] == ["flat", "replicated", "seed"]
+    variants = [view.plan.variant for view in made.views]
+    assert variants == ["flat", "replicated", "islands", "seed"]
     assert made.view(Variant.SEED).score.corrupts == 0
 
 
@@ -440,6 +441,52 @@ def test_flat_is_recommended_where_replication_would_mislead() -> None:
     assert made.remedy.way is Way.TRANSLATED
     assert made.remedy.config_acs.endswith(f"1x11101@{host['sw0.1']}")
     assert any("no ATS" in each for each in made.remedy.obstacles)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(host_texts(), st.sampled_from([INTEL, ZEN]))
+def test_islands_never_claim_what_does_not_work(text: str, cpu: Cpu) -> None:
+    host = Host(text, numa=True)
+    made = assess(host.topology, host.functions, cpu=cpu)
+    view = made.view(Variant.ISLANDS)
+    assert view.score.corrupts == 0
+    assert view.score[:3] <= made.views[0].score[:3]
+    works = {frozenset((pair.one, pair.other)) for pair in view.pairs if pair.works}
+    if all(pair.verdict is not Verdict.MISSES for pair in view.pairs):
+        return
+    # Only where reaching is no equivalence can one tree not tell all of it.
+    assert any(
+        frozenset((a, b)) in works and frozenset((b, c)) in works and frozenset((a, c)) not in works
+        for a, b, c in permutations(host.names.values(), 3)
+    )
+
+
+def test_islands_are_recommended_where_the_root_complex_forwards() -> None:
+    host = Host("rp0(nvme:a), rp1(nvme:b)")
+    painted = [
+        Function(
+            each.bdf, each.config, Identity(0x8086, 0x2020, 0x060000), resources=each.resources
+        )
+        if each.bdf.bus == 0 and each.bdf.devfn == 0
+        else each
+        for each in host.topology
+    ]
+    known = Topology(painted, [(0, 0)])
+    made = assess(known, [known[bdf] for bdf in host.names.values()], cpu=INTEL)
+    assert made.views[0].pairs[0].host.map_type is MapType.THRU_HOST_BRIDGE
+    assert made.recommended is Variant.ISLANDS
+    assert str(made.view(Variant.ISLANDS).plan.blueprint) == (
+        "hb:pxb0 bus=0x20(rp0(sw0(nvme:fn0 cmb=2M, nvme:fn1 cmb=2M)))"
+    )
+    assert made.view(Variant.REPLICATED).score.misses == 1
+
+
+def test_islands_across_numa_nodes_are_on_one_and_say_so() -> None:
+    host = Host(SPREAD, numa=True)
+    plan = assess(host.topology, host.functions, cpu=ZEN).view(Variant.ISLANDS).plan
+    assert plan.numa == {"pxb0": 0}
+    assert plan.nodes == (0, 1)
+    assert any("across NUMA nodes" in limit for limit in plan.limits)
 
 
 def test_flat_is_recommended_where_all_tell_the_same() -> None:

@@ -25,6 +25,7 @@ fabric does:
 
   flat        each device below a root port of its own, as tools build it today
   replicated  expander bridges, root ports and switches as on the host
+  islands     devices that reach one another below one switch, whatever the host's tree
   seed        ports that show the host's ACS (they need a QEMU and a kernel that
               know them)
 
@@ -66,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--variant",
-        choices=("flat", "replicated", "seed"),
+        choices=("flat", "replicated", "islands", "seed"),
         help="default: flat, or with --p2p the recommended one",
     )
     parser.add_argument(

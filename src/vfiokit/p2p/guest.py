@@ -45,6 +45,9 @@ class Variant(StrEnum):
     """Each function below a root port of its own: what management tools build today."""
     REPLICATED = "replicated"
     """Expander bridges, root ports and switches as on the host, built from QEMU's devices."""
+    ISLANDS = "islands"
+    """Functions that reach one another below one emulated switch, whatever the host's tree: the
+    guest's kernel believes in peers below one switch, and in little else."""
     SEED = "seed"
     """The same with ports that show the host port's ACS and are known to the guest's kernel: the
     devices of "PCI P2P inside VM" (Linux Plumbers Conference 2022), which no released QEMU has."""

@@ -25,6 +25,7 @@ from vfiokit.p2p.guest import (
     named,
     stand_in,
 )
+from vfiokit.p2p.guest_clique import takes_clique
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.blueprint import (
     MAX_FUNCTIONS,
@@ -132,13 +133,7 @@ class _Builder:
                 self.numa[name] = self.nodes.index(key[1])
             made = HostBridge(name, ports, bus)
             yield made
-            used = sum(isinstance(each, RootPort | DownstreamPort | Switch) for each in _walk(made))
-            bus += -(-(used + 1) // _EXPANDER_ALIGNMENT) * _EXPANDER_ALIGNMENT
-            if bus > 0x100:
-                raise BlueprintError(
-                    "the host's tree needs more than 256 buses in the guest",
-                    hint="assign fewer functions, or use the flat variant",
-                )
+            bus = next_expander_bus(made)
 
     def _node_of(self, function: Function) -> int:
         """Host NUMA node of what is on the root bus above ``function``; -1 when not known."""
@@ -201,10 +196,7 @@ class _Builder:
         name = self._names.next("sw")
         self.mirrors[name] = node.function.bdf
         if not self._seed:
-            self.limits.append(
-                "emulated switches show links of 2.5 GT/s x1, which NCCL believes: give it a "
-                "topology file"
-            )
+            self.limits += switch_limits(self._functions)
         numbers = count()
         ports = []
         for port in node.ports.values():
@@ -264,6 +256,31 @@ class _Builder:
                 f"the host's switch port {port.bdf} has ACS without redirection; the guest's has "
                 "none, so that no kernel in the guest turns redirection on"
             )
+
+
+def switch_limits(functions: Sequence[Function]) -> tuple[str, ...]:
+    """What every plan with an emulated switch falls short in."""
+    found = [
+        "emulated switches show links of 2.5 GT/s x1, which NCCL believes: give it a topology file"
+    ]
+    if any(takes_clique(function) for function in functions):
+        found.append(
+            "NVIDIA's driver takes no emulated switch for one it trusts: GPUs need cliques to "
+            "reach one another"
+        )
+    return tuple(found)
+
+
+def next_expander_bus(bridge: HostBridge) -> int:
+    """Where the root bus after ``bridge`` may be (:class:`BlueprintError` beyond the last)."""
+    used = sum(isinstance(each, RootPort | DownstreamPort | Switch) for each in _walk(bridge))
+    bus = bridge.bus + -(-(used + 1) // _EXPANDER_ALIGNMENT) * _EXPANDER_ALIGNMENT
+    if bus > 0x100:
+        raise BlueprintError(
+            "the guest's tree needs more than 256 buses",
+            hint="assign fewer functions, or use the flat variant",
+        )
+    return bus
 
 
 def _is_root_port(topology: Topology, bridge: Function) -> bool:

@@ -20,6 +20,7 @@ from vfiokit.host.processor import Cpu
 from vfiokit.isolation.group import Grouping
 from vfiokit.p2p.guest import QEMU, GuestPlan, Machine, Variant, Viommu, flat
 from vfiokit.p2p.guest_clique import Cliques, cliques
+from vfiokit.p2p.guest_islands import islands
 from vfiokit.p2p.guest_topology import groups, topology
 from vfiokit.p2p.guest_tree import replicated
 from vfiokit.p2p.guest_verdict import Pair, Score, compare, meets_in_switch, score
@@ -89,12 +90,16 @@ def assess(
     """
     given = settings if settings is not None else Settings()
     peers = Peers(host, cpu=cpu)
-    plans = [flat(functions, machine=machine, viommu=viommu)]
+    today = _view(peers, flat(functions, machine=machine, viommu=viommu))
+    plans: list[GuestPlan] = []
     if machine.ports:
-        for seed in (False, True):
-            plan = replicated(host, functions, machine=machine, viommu=viommu, numa=numa, seed=seed)
-            plans.append(plan)
-    views = tuple(_view(peers, plan) for plan in plans)
+
+        def mirror(*, seed: bool) -> GuestPlan:
+            return replicated(host, functions, machine=machine, viommu=viommu, numa=numa, seed=seed)
+
+        grouped = islands(host, functions, today.pairs, machine=machine, viommu=viommu, numa=numa)
+        plans = [mirror(seed=False), grouped, mirror(seed=True)]
+    views = (today, *(_view(peers, plan) for plan in plans))
     recommended, why = _recommend(views)
     pairs = views[0].pairs
     found = cliques(functions, pairs) if p2p else Cliques({})
