@@ -219,6 +219,15 @@ def test_zen_decides_what_the_description_does_not_tell(capsys, nccl):
     assert rows["0000:11:00.0"] == ["?", "?", "host"]
 
 
+def test_the_prompt_of_a_twin_knows_the_command(capsys):
+    lines = ("p2p 04:00.0 04:00.1", "p2p 05:00.0 nic")
+    words = [part for line in lines for part in ("-c", line)]
+    assert main(["machine", *DEMO, *words]) == exit_code.DONE
+    out = capsys.readouterr().out
+    assert "thru-host-bridge, PIX, distance 2" in out
+    assert "the sum of the distances is 8" in out
+
+
 def test_a_host_without_such_devices_says_so(capsys, tmp_path):
     folder = tmp_path / "sys/bus/pci/devices"
     folder.mkdir(parents=True)

@@ -27,7 +27,7 @@ machine is touched, and nothing is kept.
 """
 EPILOG = """\
 at the prompt:
-  show, tree, groups, explain, diff, doctor, plan, apply, undo
+  show, tree, groups, explain, p2p, diff, doctor, plan, apply, undo
                                           as on the command line, without --host
   ls PATH, cat PATH, echo TEXT > PATH     the twin's files
   identify DEVICE                         run the user-space NVMe driver on it
@@ -41,7 +41,10 @@ examples:
 
 exit code of a script: that of the first command that failed
 """
-_COMMANDS = ("show", "tree", "groups", "explain", "diff", "doctor", "plan", "apply", "undo")
+_COMMANDS = (
+    *("show", "tree", "groups", "explain", "p2p"),
+    *("diff", "doctor", "plan", "apply", "undo"),
+)
 _DUMP = 256
 """Bytes of a binary file that ``cat`` shows."""
 
