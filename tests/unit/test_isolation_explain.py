@@ -82,6 +82,17 @@ def test_a_port_with_acs_off_is_named_with_its_registers() -> None:
     assert found.commands[0] == "pci=config_acs=xx11101@0000:00:01.0"
 
 
+def test_several_ports_at_once_come_with_a_word_about_quotes() -> None:
+    builder = Builder()
+    builder.root_port("00:01.0", 1, acs=OFF)
+    builder.upstream("01:00.0", 2)
+    builder.downstream("02:00.0", 3, acs=OFF)
+    builder.endpoint("03:00.0")
+    found = remedy(explained(builder.topology(), "03:00.0"), Kind.CONFIG_ACS)
+    assert found.commands[0] == ("pci=config_acs=xx11101@0000:00:01.0;xx11101@0000:02:00.0")
+    assert any("in quotes" in cost for cost in found.costs)
+
+
 def test_only_ports_that_matter_are_named() -> None:
     builder = Builder()
     switch(builder, acs_a=OFF, acs_b=OFF)

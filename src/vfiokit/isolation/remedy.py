@@ -230,9 +230,16 @@ def _by_parameter(topology: Topology, bdf: Bdf, found: Found, platform: Platform
             *_still_open(found.topology, bdf, platform),
             "The setpci lines act at once and last until the next reset of the port; groups are "
             "made at boot, so only the kernel parameter changes them.",
+            *_quoting(found.changes),
         ),
         found.changes,
     )
+
+
+def _quoting(changes: tuple[Change, ...]) -> tuple[str, ...]:
+    if len(changes) < 2:
+        return ()
+    return ("Boot loaders take a bare ; for the end of the line: put the parameter in quotes.",)
 
 
 def _by_closing(topology: Topology, bdf: Bdf, found: Found, platform: Platform) -> Iterator[Remedy]:
@@ -256,7 +263,7 @@ def _by_closing(topology: Topology, bdf: Bdf, found: Found, platform: Platform) 
         members(after, bdf, platform=platform),
         f"Close the way inside the switch: enable ACS at {named} (Linux 6.11 or later).",
         (config_acs(topology, changes), *setpci(changes)),
-        (*peers_lost(topology, changes), *left),
+        (*peers_lost(topology, changes), *left, *_quoting(changes)),
         changes,
     )
 
