@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import vfio_requests
 from conformance.host import CONFIG_REGION, Host
 from vfiokit.abi import vfio as abi
 
@@ -215,14 +216,8 @@ def set_irqs(
     argsz: int | None = None,
 ) -> int:
     """``VFIO_DEVICE_SET_IRQS``."""
-    head = abi.vfio_irq_set(
-        argsz=abi.vfio_irq_set.SIZE + len(data) if argsz is None else argsz,
-        flags=flags,
-        index=index,
-        start=start,
-        count=count,
-    )
-    return host.ioctl(fd, abi.VFIO_DEVICE_SET_IRQS, head.pack() + data)
+    wish = vfio_requests.irq_set(flags, index, start, count, data, argsz)
+    return host.ioctl(fd, abi.VFIO_DEVICE_SET_IRQS, wish)
 
 
 def enable(host: Host, fd: int, index: int, events: list[int], start: int = 0) -> int:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import vfio_requests
 from conformance.calls import settle
 from conformance.host import PAGE, Host
 from vfiokit.abi import iommufd as abi
 from vfiokit.abi import vfio as vfio_abi
 from vfiokit.abi._layout import CStruct
 
-FIXED, WRITEABLE, READABLE = (
-    abi.IOMMU_IOAS_MAP_FIXED_IOVA,
-    abi.IOMMU_IOAS_MAP_WRITEABLE,
-    abi.IOMMU_IOAS_MAP_READABLE,
-)
-RW = WRITEABLE | READABLE
-EVERYTHING = (1 << 64) - 1
+FIXED, RW, EVERYTHING = vfio_requests.FIXED, vfio_requests.RW, vfio_requests.EVERYTHING
+READABLE, WRITEABLE = vfio_requests.READABLE, vfio_requests.WRITEABLE
 
 
 def iommufd(host: Host) -> int:
@@ -55,13 +51,7 @@ def ioas_map(
     flags: int = RW,
 ) -> int:
     """``IOMMU_IOAS_MAP``, at ``iova`` or where the kernel wants; where it is."""
-    wish = abi.iommu_ioas_map(
-        flags=flags | (0 if iova is None else FIXED),
-        ioas_id=space,
-        user_va=vaddr,
-        length=length,
-        iova=iova or 0,
-    )
+    wish = vfio_requests.ioas_map(space, vaddr, length, iova, flags)
     return call(host, fd, abi.IOMMU_IOAS_MAP, wish).iova  # type: ignore[attr-defined,no-any-return]
 
 
@@ -77,14 +67,7 @@ def ioas_map_file(
     flags: int = RW,
 ) -> int:
     """``IOMMU_IOAS_MAP_FILE``; where it is."""
-    wish = abi.iommu_ioas_map_file(
-        flags=flags | (0 if iova is None else FIXED),
-        ioas_id=space,
-        fd=file,
-        start=start,
-        length=length,
-        iova=iova or 0,
-    )
+    wish = vfio_requests.ioas_map_file(space, file, length, iova, start, flags)
     answer = call(host, fd, abi.IOMMU_IOAS_MAP_FILE, wish)
     return answer.iova  # type: ignore[attr-defined,no-any-return]
 
@@ -106,14 +89,7 @@ def ioas_copy(
     flags: int = RW,
 ) -> int:
     """``IOMMU_IOAS_COPY``; where it is."""
-    wish = abi.iommu_ioas_copy(
-        flags=flags | (0 if iova is None else FIXED),
-        dst_ioas_id=target,
-        src_ioas_id=source,
-        length=length,
-        dst_iova=iova or 0,
-        src_iova=source_iova,
-    )
+    wish = vfio_requests.ioas_copy(target, source, length, source_iova, iova, flags)
     answer = call(host, fd, abi.IOMMU_IOAS_COPY, wish)
     return answer.dst_iova  # type: ignore[attr-defined,no-any-return]
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from kernel_host import NIC, PAGE, KernelHost
 
+import vfio_requests
 from vfiokit.abi import iommufd as abi
 from vfiokit.abi import vfio
 from vfiokit.abi._layout import CStruct
@@ -14,10 +15,8 @@ from vfiokit.kernel.port import Memory
 from vfiokit.machine.kernel.process import ProcessMemory
 from vfiokit.pci.address import Bdf
 
-FIXED = abi.IOMMU_IOAS_MAP_FIXED_IOVA
-READ, WRITE = abi.IOMMU_IOAS_MAP_READABLE, abi.IOMMU_IOAS_MAP_WRITEABLE
-RW = READ | WRITE
-EVERYTHING = (1 << 64) - 1
+FIXED, RW, EVERYTHING = vfio_requests.FIXED, vfio_requests.RW, vfio_requests.EVERYTHING
+READ, WRITE = vfio_requests.READABLE, vfio_requests.WRITEABLE
 TOP = EVERYTHING - PAGE + 1
 """The last page."""
 MSI = 0xFEE0_0000
@@ -80,13 +79,7 @@ class IommufdHost(KernelHost):
         iova: int | None = None,
         flags: int = RW,
     ) -> int:
-        wish = abi.iommu_ioas_map(
-            flags=flags | (0 if iova is None else FIXED),
-            ioas_id=ioas,
-            user_va=vaddr,
-            length=length,
-            iova=iova or 0,
-        )
+        wish = vfio_requests.ioas_map(ioas, vaddr, length, iova, flags)
         return self.ask(abi.IOMMU_IOAS_MAP, wish).iova
 
     def map_file(
@@ -98,14 +91,7 @@ class IommufdHost(KernelHost):
         start: int = 0,
         flags: int = RW,
     ) -> int:
-        wish = abi.iommu_ioas_map_file(
-            flags=flags | (0 if iova is None else FIXED),
-            ioas_id=ioas,
-            fd=file,
-            start=start,
-            length=length,
-            iova=iova or 0,
-        )
+        wish = vfio_requests.ioas_map_file(ioas, file, length, iova, start, flags)
         return self.ask(abi.IOMMU_IOAS_MAP_FILE, wish).iova
 
     def copy(
@@ -117,14 +103,7 @@ class IommufdHost(KernelHost):
         iova: int | None = None,
         flags: int = RW,
     ) -> int:
-        wish = abi.iommu_ioas_copy(
-            flags=flags | (0 if iova is None else FIXED),
-            dst_ioas_id=target,
-            src_ioas_id=source,
-            length=length,
-            dst_iova=iova or 0,
-            src_iova=source_iova,
-        )
+        wish = vfio_requests.ioas_copy(target, source, length, source_iova, iova, flags)
         return self.ask(abi.IOMMU_IOAS_COPY, wish).dst_iova
 
     def unmap(self, ioas: int, iova: int = 0, length: int = EVERYTHING) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+import vfio_requests
 from vfiokit.abi import vfio as abi
 from vfiokit.machine.build import MsiLayout, MsixLayout, endpoint_config
 from vfiokit.machine.device.edu import EduFunction
@@ -156,14 +157,8 @@ class KernelHost:
         data: bytes = b"",
         argsz: int | None = None,
     ) -> int:
-        head = abi.vfio_irq_set(
-            argsz=abi.vfio_irq_set.SIZE + len(data) if argsz is None else argsz,
-            flags=flags,
-            index=index,
-            start=start,
-            count=count,
-        )
-        return self.kernel.ioctl(fd, abi.VFIO_DEVICE_SET_IRQS, head.pack() + data)
+        wish = vfio_requests.irq_set(flags, index, start, count, data, argsz)
+        return self.kernel.ioctl(fd, abi.VFIO_DEVICE_SET_IRQS, wish)
 
     def config(self, fd: int, offset: int, width: int) -> int:
         return int.from_bytes(self.kernel.pread(fd, width, (7 << 40) + offset), "little")
