@@ -31,6 +31,7 @@ def _inventory(name: str, driver: str) -> Inventory:
     return collect(_machine(name, driver))
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, TEXT)
 def test_svg_is_well_formed_and_has_the_same_elements(name: str, driver: str, title: str) -> None:
     text = svg.document(_inventory(name, driver), title)
@@ -38,6 +39,7 @@ def test_svg_is_well_formed_and_has_the_same_elements(name: str, driver: str, ti
     assert len(list(root.iter("{http://www.w3.org/2000/svg}g"))) == 3
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, TEXT)
 def test_dot_has_the_same_statements(name: str, driver: str, title: str) -> None:
     text = dot.document(_inventory(name, driver), title)
@@ -49,7 +51,7 @@ def test_dot_has_the_same_statements(name: str, driver: str, title: str) -> None
     assert bare.count("{") == bare.count("}") == 1
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(TEXT, TEXT, TEXT)
 def test_page_has_two_scripts_and_its_data_is_json(name: str, driver: str, title: str) -> None:
     page = render("html", describe(_machine(name, driver), host=title))

@@ -69,7 +69,9 @@ class Matrix {
     };
     if (this.zoom === null || this.zoom === undefined) {
       const fits = (size) => Math.floor((width - room(size).left - 2) / count);
-      const named = fits(LABEL_FROM);
+      const high = parseFloat(getComputedStyle(this.grid).maxHeight) || Infinity;
+      const rows = Math.max(14, Math.floor((high - room(LABEL_FROM).top - 2) / count));
+      const named = Math.min(fits(LABEL_FROM), rows);
       this.size = Math.max(SIZES[0], Math.min(SIZES.at(-1),
         named >= LABEL_FROM ? named : Math.min(fits(0), LABEL_FROM - 1)));
     } else this.size = SIZES[this.zoom];
