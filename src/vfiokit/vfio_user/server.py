@@ -59,6 +59,9 @@ _ACCESS: Final = struct.Struct("<HHIIIQII")
 """Header and head of a region access in one."""
 _SMALL: Final = 64
 """Bytes of a register access that goes without ceremony."""
+_ASK_PIECE: Final = 32768
+"""Bytes asked for by one ``DMA_READ``: QEMU loses the rest of a reply that the kernel takes in
+parts, and up to here it takes it whole or not at all (Linux ``unix_stream_sendmsg``)."""
 _NO_REPLY: Final = 0x10
 _READ: Final = int(Command.REGION_READ)
 _WRITE: Final = int(Command.REGION_WRITE)
@@ -134,7 +137,7 @@ class _Client:
             while True:
                 if later:
                     self._handle(later.popleft())
-                elif not (link.fill() and self._take_small()):
+                elif not (link.fill() and self._take_small()) and not later:
                     self._handle(link.receive())
         except ClosedError as end:
             return str(end)
@@ -276,7 +279,7 @@ class _Client:
         self._dma.write(iova, data, self._tell)
 
     def _ask(self, iova: int, length: int) -> bytes:
-        most, parts = self._session.peer.max_data_xfer_size, []
+        most, parts = min(self._session.peer.max_data_xfer_size, _ASK_PIECE), []
         for at in range(0, length, most):
             count = min(most, length - at)
             request = DmaAccess(iova + at, count)
