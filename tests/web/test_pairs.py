@@ -8,7 +8,7 @@ import pytest
 from servers import ACS_ON, gpu_server, repeated
 
 from vfiokit.p2p import Answer, Peers
-from vfiokit.p2p.remedy import Way, advise
+from vfiokit.p2p.remedy import Way, advise, assignment_note
 from vfiokit.pci.topology import Topology
 from vfiokit.web.advice import MOST_PREDICTIONS, advice, key
 from vfiokit.web.inventory import Inventory, collect
@@ -41,6 +41,13 @@ def _check(pairs: Pairs, inventory: Inventory, peers: Peers, one: int, other: in
         for message in story.messages
     ]
     assert messages == list(asked.messages)
+    if one != other:
+        note = story.assigned.format(client=asked.client)
+        assert note == assignment_note(asked)
+    if asked.common is None:
+        assert story.hopeless == advise(peers, [asked[:2]]).hopeless[0][1]
+    else:
+        assert story.hopeless == ""
     for missing in story.unknown:
         assert missing in asked.unknown
     assert len(story.unknown) <= len(asked.unknown)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vfiokit.p2p import Answer, MapType, Peers, Redirect, Rule
 from vfiokit.p2p.code import numa_node
+from vfiokit.p2p.remedy import advise, assignment_note
 from vfiokit.pci.address import Bdf
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class Story(NamedTuple):
     """What the kernel would log."""
     unknown: tuple[str, ...]
     """What is missing, apart from the ACS state of functions on the way."""
+    hopeless: str
+    """Why no ACS setting helps; empty where one may, or where none is needed."""
+    assigned: str
+    """What becomes of it when both are assigned to a guest; empty for a function with itself."""
 
 
 class PeerClass(NamedTuple):
@@ -174,8 +179,14 @@ class _Questions:
         return self._tell(self.peers.map_type(self.items[provider].bdf, self.items[client].bdf))
 
     def _tell(self, answer: Answer) -> int:
-        story = _story(answer, self._unseen(answer))
+        story = _story(answer, self._unseen(answer), self._hopeless(answer))
         return self.stories.setdefault(story, len(self.stories))
+
+    def _hopeless(self, answer: Answer) -> str:
+        if answer.common is not None:
+            return ""
+        hopeless = advise(self.peers, [(answer.provider, answer.client)]).hopeless
+        return hopeless[0][1] if hopeless else ""
 
     def _unseen(self, answer: Answer) -> int:
         """How many of ``answer.unknown`` are about functions on the way."""
@@ -185,7 +196,7 @@ class _Questions:
         return sum(redirect(bdf) is Redirect.UNKNOWN for bdf in answer.path)
 
 
-def _story(answer: Answer, unseen: int) -> Story:
+def _story(answer: Answer, unseen: int, hopeless: str) -> Story:
     names = {name: cast("Bdf", f"{{{name}}}") for name in _NAMES}
     common = None if answer.common is None else names["common"]
     same = answer.provider == answer.client
@@ -210,6 +221,8 @@ def _story(answer: Answer, unseen: int) -> Story:
         tuple(bare.text().split("\n")),
         tuple(messages),
         answer.unknown[unseen:],
+        hopeless,
+        "" if same else _without(assignment_note(answer), answer.client, "client"),
     )
 
 

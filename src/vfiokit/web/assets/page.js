@@ -104,10 +104,16 @@ function tellPair(story) {
     parts.push(make("h3", {}, "Not known"), ...story.unknown.map((line) => make("p", {}, `${line}.`)));
   if (story.messages.length)
     parts.push(make("h3", {}, "What the kernel would log"), make("pre", {}, story.messages.join("\n")));
-  parts.push(...remedy(story), make("div", { class: "actions" }, swap, clearButton()));
+  if (story.hopeless)
+    parts.push(make("h3", {}, "No remedy by ACS"), make("p", {}, `${capital(story.hopeless)}.`));
+  parts.push(...remedy(story));
+  if (story.assigned)
+    parts.push(make("h3", {}, "When both are assigned"), make("p", {}, story.assigned));
+  parts.push(make("div", { class: "actions" }, swap, clearButton()));
   detail.replaceChildren(...parts);
 }
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const commands = (lines) => make("pre", {}, lines.join("\n"));
 
 function remedy(story) {
@@ -123,10 +129,10 @@ function remedy(story) {
   const between = [...new Set([...story.path.slice(1, -1), ...story.redirecting])].sort((one, other) => one - other);
   const outcome = data.outcomes[`${between.join(",")}|${functions[story.client].translating}`];
   const tell = (lines, kind, before) => lines.map((line) => make("p", { class: kind },
-    `${before}${line.replaceAll("{client}", functions[story.client].bdf).replace(/\.?$/, ".")}`));
+    `${before}${capital(line).replaceAll("{client}", functions[story.client].bdf).replace(/\.?$/, ".")}`));
   if (outcome) {
     const [price, obstacles] = outcome;
-    parts.push(...tell(price.length ? price : ["no IOMMU group changes"], "price", "Price: "));
+    parts.push(...tell(price.length ? price : ["No IOMMU group changes"], "price", "Price: "));
     parts.push(...tell(obstacles, "obstacle", "In the way: "));
   } else parts.push(make("p", {}, "What becomes of the IOMMU groups, vfiokit p2p tells."));
   const translated = between.map((number) => data.changes[number]).filter((change) => change?.[2]);

@@ -14,8 +14,8 @@ const WORDS = {
   "bus-addr": "direct", "thru-host-bridge": "through the host bridge",
   "not-supported": "refused", "unknown": "not known",
 };
-const stories = data.stories.map(([type, code, text, messages, unknown]) =>
-  ({ type: TYPES.indexOf(type), code, text, messages, unknown }));
+const stories = data.stories.map(([type, code, text, messages, unknown, hopeless, assigned]) =>
+  ({ type: TYPES.indexOf(type), code, text, messages, unknown, hopeless, assigned }));
 const blockSides = data.blocks.map((table) => Math.round(Math.sqrt(table.length)));
 const farSide = Math.round(Math.sqrt(data.far.length));
 
@@ -60,6 +60,7 @@ function explain(provider, client) {
     provider, client, type: TYPES[story.type], code: story.code, common, path, redirecting,
     distance: up + down, above: met ? chainOf(common).slice(1) : [],
     text: [...story.text.slice(0, 1).map(tell), ...siblings, ...story.text.slice(1).map(tell)], messages: story.messages.map(tell),
+    hopeless: story.hopeless, assigned: tell(story.assigned),
     unknown: [
       ...unseen.map((number) => `whether ${functions[number].bdf} has an ACS redirect set`),
       ...story.unknown,
