@@ -1,4 +1,7 @@
-"""Labs for tests on a real kernel: skipped where the machine has none, failed in CI."""
+"""Labs for tests on a real kernel: skipped where the machine has none, failed in CI.
+
+And the conformance table, here because pytest's workers alone read the files of folders below.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ import pytest
 
 import lab_equipment
 from vfiokit.lab import Lab
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table where behaviours were tested."""
+    from conformance import table
+
+    table.write(terminalreporter)
 
 
 @pytest.fixture(scope="session")
