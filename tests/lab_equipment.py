@@ -23,8 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("VFIOKIT_SHARED") or ROOT / "../shared")
 KERNELS = Path(os.environ.get("VFIOKIT_LAB_KERNELS") or SHARED / "kernels")
 QEMU_ROOT_VARIABLE = "VFIOKIT_QEMU_ROOT"
-NEWER = (10, 0)
-"""The first release of QEMU that counts as newer."""
+NEWER = {
+    "amd-iommu": "dma-remap",
+    "intel-iommu": "fsts",
+    "igb": "romfile",
+    "vfio-user-pci": "socket",
+}
+"""Devices and their properties that a newer QEMU has: 11.1 has them all."""
 
 
 class MissingError(Exception):
@@ -55,9 +60,9 @@ def any_qemu() -> Qemu:
 
 
 def newer_qemu() -> str:
-    """A QEMU of at least :data:`NEWER`, as ``Lab(qemu=…)`` and ``VFIOKIT_LAB_QEMU`` take it.
+    """A QEMU with all of :data:`NEWER`, as ``Lab(qemu=…)`` and ``VFIOKIT_LAB_QEMU`` take it.
 
-    The one that a lab takes by itself if it is new enough, else the folder that
+    The one that a lab takes by itself if it has them, else the folder that
     ``tools/qemu_root.sh`` makes. Raises :class:`MissingError`.
     """
     for name in ("", str(qemu_root())):
@@ -65,10 +70,10 @@ def newer_qemu() -> str:
             found = Qemu.find(name)
         except QemuMissingError:
             continue
-        if tuple(int(part) for part in found.version.split(".")[:2]) >= NEWER:
+        if all(found.has_property(device, wanted) for device, wanted in NEWER.items()):
             return name
     raise MissingError(
-        f"no QEMU {'.'.join(map(str, NEWER))} or newer, also not in {qemu_root()}; "
+        f"no QEMU with {', '.join(NEWER)} as they are in 11.1, also not in {qemu_root()}; "
         "tools/qemu_root.sh puts one there"
     )
 
