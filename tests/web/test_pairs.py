@@ -117,6 +117,9 @@ def test_changes_of_a_pair_are_those_that_p2p_advises() -> None:
     ]
     assert [found.changes[port].clear_now for port in ports] == list(clear.setpci)
     assert [found.changes[port].translated_now for port in ports] == list(translated.setpci)
+    # What other switches let through is no news: only the numbers of groups shift.
+    assert clear.price.leaks
+    assert all("inside the switch 0000:08:00.0" in leak for leak in clear.price.leaks)
     between = {numbers[str(bdf)] for bdf in peers.map_type(*ends).path[1:-1]}
     outcome = found.outcomes[key(between, found.translating[numbers[client]])]
     price = [f"{change.text()}." for change in clear.price.regroupings]

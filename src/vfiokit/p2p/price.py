@@ -45,8 +45,14 @@ def price(before: Topology, after: Topology, addresses: Mapping[Bdf, Bdf] | None
     old, new = predict(before), predict(after)
     ours = [tuple(group.members) for group in old.groups]
     theirs = [tuple(group.members) for group in new.groups]
-    leaks = {leak.text() for leak in old.leaks()}
-    fresh = tuple(text for leak in new.leaks() if (text := leak.text()) not in leaks)
+    # By ports: the numbers of groups that a leak is about shift when any group changes.
+    leaks = {
+        (renamed.get(leak.port, leak.port), renamed.get(leak.peer, leak.peer), leak.mutual)
+        for leak in old.leaks()
+    }
+    fresh = tuple(
+        leak.text() for leak in new.leaks() if (leak.port, leak.peer, leak.mutual) not in leaks
+    )
     return Price(tuple(_compare(ours, theirs, renamed)), fresh)
 
 
