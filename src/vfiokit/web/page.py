@@ -227,7 +227,8 @@ def _table(content: Content) -> list[tuple[Item, list[_Cell]]]:
         for client in items:
             story = content.pairs.story(provider.number, client.number)
             style, _mark, words = _GLYPHS[story.map_type]
-            cells.append(_Cell(style, story.code, words))
+            same = provider is client
+            cells.append(_Cell("" if same else style, story.code, "itself" if same else words))
         rows.append((provider, cells))
     return rows
 

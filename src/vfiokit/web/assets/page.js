@@ -113,6 +113,7 @@ function tellPair(story) {
   detail.replaceChildren(...parts);
 }
 
+const SHOWN = 6;
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const commands = (lines) => make("pre", {}, lines.join("\n"));
 
@@ -132,7 +133,9 @@ function remedy(story) {
     `${before}${capital(line).replaceAll("{client}", functions[story.client].bdf).replace(/\.?$/, ".")}`));
   if (outcome) {
     const [price, obstacles] = outcome;
-    parts.push(...tell(price.length ? price : ["No IOMMU group changes"], "price", "Price: "));
+    parts.push(...tell(price.length ? price.slice(0, SHOWN) : ["No IOMMU group changes"], "price", "Price: "));
+    if (price.length > SHOWN)
+      parts.push(make("p", {}, `And ${price.length - SHOWN} more, which vfiokit p2p lists.`));
     parts.push(...tell(obstacles, "obstacle", "In the way: "));
   } else parts.push(make("p", {}, "What becomes of the IOMMU groups, vfiokit p2p tells."));
   const translated = between.map((number) => data.changes[number]).filter((change) => change?.[2]);
