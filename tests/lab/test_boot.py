@@ -162,17 +162,19 @@ def test_a_device_that_qemu_refuses_is_told_in_its_words(lab: Lab) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_an_unprivileged_user_can_run_a_lab(lab: Lab) -> None:
+@pytest.mark.parametrize("root", ["host", "image"])
+def test_an_unprivileged_user_can_run_a_lab(lab: Lab, root: str) -> None:
     python = "/usr/bin/python3"
     script = (
         "import os, sys; os.setgid(65534); os.setuid(65534); os.environ['HOME'] = '/tmp'\n"
         "sys.version_info >= (3, 11) or sys.exit('too old')\n"
-        "from vfiokit.lab import Lab; result = Lab(kernel=sys.argv[1]).run(['id', '-u'])\n"
+        "from vfiokit.lab import Lab\n"
+        "result = Lab(kernel=sys.argv[1], root=sys.argv[2]).run(['id', '-u'])\n"
         "print(os.getuid(), result.text)"
     )
     package = Path(vfiokit.__file__).parents[1]
     done = subprocess.run(
-        [python, "-c", script, str(lab.kernel)],
+        [python, "-c", script, str(lab.kernel), root],
         env={**os.environ, "PYTHONPATH": str(package), "TMPDIR": "/tmp"},
         cwd="/",
         capture_output=True,
