@@ -184,9 +184,7 @@ def test_every_domain_is_valid_by_libvirt_s_own_schema(
     plan = planned(given, "flat" if is_flat else "replicated", "libvirt", viommu)
     cliques = {given.functions[0].bdf: 15}
     document = is_valid(
-        libvirt.render(
-            plan, Settings("a & 'b' <c>", 8 * GIB, 4, pages, hole64=GIB, cliques=cliques)
-        )
+        libvirt.render(plan, Settings("a-b.c", 8 * GIB, 4, pages, hole64=GIB, cliques=cliques))
     )
     controllers = document.findall(".//controller")
     indices = [int(each.get("index")) for each in controllers]

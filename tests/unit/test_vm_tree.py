@@ -330,3 +330,15 @@ def test_host_nodes_are_those_above_the_functions() -> None:
     assert host_nodes(host.topology, host.functions) == (0, 1)
     assert host_nodes(host.topology, []) == ()
     assert host_nodes(Host(SPREAD).topology, Host(SPREAD).functions) == ()
+
+
+def test_many_root_ports_of_one_host_bridge_share_devices() -> None:
+    host = Host(
+        ", ".join(f"slot({', '.join(f'rp:r{n}{m}(nvme)' for m in range(8))})" for n in range(4))
+    )
+    plan = replicated(host.topology, host.functions)
+    guest = topology(plan, host.topology)
+    ports = [guest.path_to_root(guest[plan.address(bdf)])[-1] for bdf in plan.functions.values()]
+    assert len({port.bdf for port in ports}) == 32
+    assert {port.bdf.device for port in ports} == {1, 2, 3, 4}
+    assert plan.mirrors["rp31"] == host["r37"]

@@ -360,7 +360,8 @@ def test_nodes_share_out_memory_and_processors(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"memory": 64 * MIB}, {"memory": GIB + KIB}, {"cpus": 0}, {"hugepages": 4 * MIB},
+    [{"name": ""}, {"name": "-x"}, {"name": "a,b"}, {"name": "a b"},
+     {"memory": 64 * MIB}, {"memory": GIB + KIB}, {"cpus": 0}, {"hugepages": 4 * MIB},
      {"memory": 3 * GIB // 2, "hugepages": GIB}],
 )  # fmt: skip
 def test_impossible_machines_are_refused(wrong: dict[str, int]) -> None:
@@ -487,6 +488,28 @@ def test_islands_across_numa_nodes_are_on_one_and_say_so() -> None:
     assert plan.numa == {"pxb0": 0}
     assert plan.nodes == (0, 1)
     assert any("across NUMA nodes" in limit for limit in plan.limits)
+
+
+def test_a_large_island_takes_switches_below_a_switch() -> None:
+    text = ", ".join(f"rp{n}(slot({', '.join(['edu'] * 8)}))" for n in range(5))
+    host = Host(text)
+    made = assess(host.topology, host.functions, cpu=ZEN)
+    view = made.view(Variant.ISLANDS)
+    answers = {pair.guest.map_type for pair in view.pairs}
+    assert answers == {MapType.BUS_ADDR}
+    assert len(view.plan.functions) == 40
+
+
+def test_a_variant_without_room_is_left_out_and_the_others_stay() -> None:
+    # Each far function takes a pxb with buses of its own, eight at least.
+    far = ", ".join(f"hb bus={0x10 + 7 * n:#x}(rp(nvme))" for n in range(30))
+    host = Host(f"rp(nvme), {far}")
+    made = assess(host.topology, host.functions, cpu=INTEL)
+    assert set(made.omitted) == {Variant.REPLICATED, Variant.SEED}
+    assert all("256 buses" in why for why in made.omitted.values())
+    assert made.recommended is Variant.FLAT
+    with pytest.raises(UsageError, match="256 buses"):
+        made.view(Variant.REPLICATED)
 
 
 def test_flat_is_recommended_where_all_tell_the_same() -> None:

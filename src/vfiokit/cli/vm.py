@@ -213,6 +213,7 @@ def warnings(made: Assessment, chosen: View) -> Iterator[str]:
     if len(made.overlaps) > 3:
         yield f"and {len(made.overlaps) - 3} more BARs overlap the guest's memory"
     yield from (each.text() for each in made.together)
+    yield from (f"no {variant} variant: {why}" for variant, why in made.omitted.items())
     yield from made.cliques.left_out
     yield from chosen.plan.limits
 

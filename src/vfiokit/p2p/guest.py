@@ -83,6 +83,8 @@ class Machine(NamedTuple):
     """A root port without ACS."""
     express: bool = True
     """Whether functions keep their PCI Express capability."""
+    pins: bool = True
+    """Whether a function's address can be given."""
 
 
 Q35_HOST_BRIDGE = Ids(0x8086, 0x29C0)
@@ -91,7 +93,7 @@ QEMU = Machine("qemu", Q35_HOST_BRIDGE, switch_acs=True, port_without_acs=True)
 takes it for a downstream port, and ``xio3130-downstream`` has no ACS."""
 LIBVIRT = Machine("libvirt", Q35_HOST_BRIDGE, port_without_acs=True)
 """The same machine; libvirt plugs root ports into root buses only."""
-CLOUD_HYPERVISOR = Machine("cloud-hypervisor", Ids(0x8086, 0x0D57), ports=False)
+CLOUD_HYPERVISOR = Machine("cloud-hypervisor", Ids(0x8086, 0x0D57), ports=False, pins=False)
 CROSVM = Machine("crosvm", Ids(0x8086, 0x1237), ports=False)
 XL = Machine("xl", Ids(0x8086, 0x1237), ports=False, express=False)
 """Xen's HVM guests: QEMU's i440FX."""
@@ -201,21 +203,28 @@ def flat(
     if not machine.ports:
         return _root_bus(assigned, machine, viommu)
     ports = [RootPort(f"rp{number}", stand_in(name)) for number, name in enumerate(assigned)]
-    items: tuple[RootPort | Slot, ...] = tuple(ports)
-    if len(ports) > _ROOT_PORTS_SINGLE:
-        items = tuple(
-            Slot(f"slot{start // MAX_FUNCTIONS}", tuple(ports[start : start + MAX_FUNCTIONS]))
-            for start in range(0, len(ports), MAX_FUNCTIONS)
-        )
-    blueprint = Blueprint((HostBridge("hb0", items, ids=None),))
+    items = share_devices(ports, Names())
+    blueprint = Blueprint((HostBridge("hb0", items),))
     blueprint.places()
     return GuestPlan(Variant.FLAT, blueprint, assigned, {}, machine, viommu)
+
+
+def share_devices(ports: Sequence[RootPort], names: Names) -> tuple[RootPort | Slot, ...]:
+    """``ports`` for a root bus: eight to a device where there are more than devices."""
+    if len(ports) <= _ROOT_PORTS_SINGLE:
+        return tuple(ports)
+    return tuple(
+        Slot(names.next("ports"), tuple(ports[start : start + MAX_FUNCTIONS]))
+        for start in range(0, len(ports), MAX_FUNCTIONS)
+    )
 
 
 def _root_bus(assigned: Mapping[str, Bdf], machine: Machine, viommu: Viommu) -> GuestPlan:
     limits = [f"{machine.name} has no root ports or switches to mirror the host's with"]
     if not machine.express:
         limits.append(f"{machine.name}'s machine is conventional PCI: no PCI Express capability")
+    if not machine.pins:
+        limits.append(f"{machine.name} chooses the guest's addresses; those shown tell their order")
     count = len(assigned)
     first = _FIRST_ROOT_BUS_DEVICE if count <= _HALF_A_BUS else 0x20 - count
     if first < _LEAST_ROOT_BUS_DEVICE:

@@ -20,14 +20,30 @@ from vfiokit.p2p.guest import (
     flat,
     host_nodes,
     named,
+    share_devices,
     stand_in,
 )
 from vfiokit.p2p.guest_clique import partition
-from vfiokit.p2p.guest_tree import FIRST_EXPANDER_BUS, next_expander_bus, switch_limits
+from vfiokit.p2p.guest_tree import (
+    FIRST_EXPANDER_BUS,
+    expander,
+    next_expander_bus,
+    switch_limits,
+)
 from vfiokit.p2p.guest_verdict import Pair
 from vfiokit.pci.address import Bdf
-from vfiokit.pci.blueprint import Blueprint, DownstreamPort, HostBridge, RootPort, Switch
+from vfiokit.pci.blueprint import (
+    Blueprint,
+    DownstreamPort,
+    Endpoint,
+    HostBridge,
+    RootPort,
+    Switch,
+)
 from vfiokit.pci.topology import Function, Topology
+
+MAX_PORTS = 32
+"""Downstream ports of a switch: device numbers of its bus."""
 
 
 def islands(
@@ -82,7 +98,7 @@ def _host_bridges(
     bus = FIRST_EXPANDER_BUS
     for node in sorted(placed):
         ports = tuple(_root_port(part, names, given) for part in placed[node])
-        bridge = HostBridge(given.next("pxb"), ports, bus)
+        bridge = expander(given.next("pxb"), share_devices(ports, given), bus)
         yield bridge
         bus = next_expander_bus(bridge)
 
@@ -91,9 +107,17 @@ def _root_port(part: tuple[Bdf, ...], names: Mapping[Bdf, str], given: Names) ->
     port = given.next("rp")
     if len(part) == 1:
         return RootPort(port, stand_in(names[part[0]]))
+    return RootPort(port, _switch([names[bdf] for bdf in part], given))
+
+
+def _switch(members: Sequence[str], given: Names) -> Switch:
+    """A switch with a port for each; switches below it where it has too few."""
     switch = given.next("sw")
-    ports = tuple(
-        DownstreamPort(f"{switch}.{number}", stand_in(names[bdf]))
-        for number, bdf in enumerate(part)
-    )
-    return RootPort(port, Switch(switch, ports))
+    below: list[Endpoint | Switch] = [stand_in(name) for name in members]
+    if len(members) > MAX_PORTS:
+        below = [
+            _switch(members[start : start + MAX_PORTS], given)
+            for start in range(0, len(members), MAX_PORTS)
+        ]
+    ports = tuple(DownstreamPort(f"{switch}.{number}", child) for number, child in enumerate(below))
+    return Switch(switch, ports)

@@ -23,6 +23,7 @@ from vfiokit.p2p.guest import (
     flat,
     host_nodes,
     named,
+    share_devices,
     stand_in,
 )
 from vfiokit.p2p.guest_clique import takes_clique
@@ -46,6 +47,7 @@ from vfiokit.pci.topology import HostBridge as HostHostBridge
 FIRST_EXPANDER_BUS = 0x20
 """Buses below it are left to the first host bridge, for the machine's own devices."""
 _EXPANDER_ALIGNMENT = 8
+_LAST_BUS = 0xFF
 
 
 def replicated(
@@ -131,7 +133,7 @@ class _Builder:
             ports = tuple(port for node in roots[key].values() for port in self._root_ports(node))
             if key[1] in self.nodes:
                 self.numa[name] = self.nodes.index(key[1])
-            made = HostBridge(name, ports, bus)
+            made = expander(name, share_devices(ports, self._names), bus)
             yield made
             bus = next_expander_bus(made)
 
@@ -271,16 +273,20 @@ def switch_limits(functions: Sequence[Function]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def next_expander_bus(bridge: HostBridge) -> int:
-    """Where the root bus after ``bridge`` may be (:class:`BlueprintError` beyond the last)."""
-    used = sum(isinstance(each, RootPort | DownstreamPort | Switch) for each in _walk(bridge))
-    bus = bridge.bus + -(-(used + 1) // _EXPANDER_ALIGNMENT) * _EXPANDER_ALIGNMENT
-    if bus > 0x100:
+def expander(name: str, items: tuple[RootPort | Slot, ...], bus: int) -> HostBridge:
+    """An expander bridge with root bus ``bus`` (:class:`BlueprintError` beyond the last)."""
+    if bus > _LAST_BUS:
         raise BlueprintError(
             "the guest's tree needs more than 256 buses",
             hint="assign fewer functions, or use the flat variant",
         )
-    return bus
+    return HostBridge(name, items, bus)
+
+
+def next_expander_bus(bridge: HostBridge) -> int:
+    """Where the root bus after ``bridge`` may be."""
+    used = sum(isinstance(each, RootPort | DownstreamPort | Switch) for each in _walk(bridge))
+    return bridge.bus + -(-(used + 1) // _EXPANDER_ALIGNMENT) * _EXPANDER_ALIGNMENT
 
 
 def _is_root_port(topology: Topology, bridge: Function) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from vfiokit.p2p.guest_tree import replicated
 from vfiokit.p2p.guest_verdict import Pair, Score, compare, meets_in_switch, score
 from vfiokit.p2p.peers import Peers
 from vfiokit.p2p.remedy import Remedy, Way, advise
+from vfiokit.pci.blueprint import BlueprintError
 from vfiokit.pci.topology import Function, Topology
 
 
@@ -63,9 +64,16 @@ class Assessment:
     prerequisites: tuple[str, ...]
     remedy: Remedy | None
     """What to set on the host so that switches forward directly: ATS, and ACS on the path."""
+    omitted: Mapping[Variant, str]
+    """Variants that cannot be built, and why."""
 
     def view(self, variant: Variant) -> View:
-        """The view of ``variant``; where a machine has no ports, its only one."""
+        """The view of ``variant``; where a machine has no ports, its only one.
+
+        Raises :class:`~vfiokit.errors.UsageError` for one that cannot be built.
+        """
+        if variant in self.omitted:
+            raise UsageError(f"{variant}: {self.omitted[variant]}")
         for view in self.views:
             if view.plan.variant is variant:
                 return view
@@ -91,15 +99,25 @@ def assess(
     given = settings if settings is not None else Settings()
     peers = Peers(host, cpu=cpu)
     today = _view(peers, flat(functions, machine=machine, viommu=viommu))
-    plans: list[GuestPlan] = []
-    if machine.ports:
+    views = [today]
+    omitted: dict[Variant, str] = {}
 
-        def mirror(*, seed: bool) -> GuestPlan:
-            return replicated(host, functions, machine=machine, viommu=viommu, numa=numa, seed=seed)
+    def mirror(*, seed: bool) -> GuestPlan:
+        return replicated(host, functions, machine=machine, viommu=viommu, numa=numa, seed=seed)
 
-        grouped = islands(host, functions, today.pairs, machine=machine, viommu=viommu, numa=numa)
-        plans = [mirror(seed=False), grouped, mirror(seed=True)]
-    views = (today, *(_view(peers, plan) for plan in plans))
+    def group() -> GuestPlan:
+        return islands(host, functions, today.pairs, machine=machine, viommu=viommu, numa=numa)
+
+    makers: dict[Variant, Callable[[], GuestPlan]] = {
+        Variant.REPLICATED: lambda: mirror(seed=False),
+        Variant.ISLANDS: group,
+        Variant.SEED: lambda: mirror(seed=True),
+    }
+    for variant, make in makers.items() if machine.ports else ():
+        try:
+            views.append(_view(peers, make()))
+        except BlueprintError as error:  # more ports or buses than there can be
+            omitted[variant] = str(error)
     recommended, why = _recommend(views)
     pairs = views[0].pairs
     found = cliques(functions, pairs) if p2p else Cliques({})
@@ -115,7 +133,7 @@ def assess(
     chosen = next(view for view in views if view.plan.variant is recommended)
     return Assessment(
         peers,
-        views,
+        tuple(views),
         recommended,
         why,
         complete,
@@ -124,6 +142,7 @@ def assess(
         overlaps(host, pairs, complete.memory),
         prerequisites(host, chosen.plan, complete),
         _translated(peers, pairs),
+        omitted,
     )
 
 

@@ -17,6 +17,7 @@ def body(assessment: Assessment) -> dict[str, Any]:
         "why": assessment.why,
         "functions": [str(bdf) for bdf in assessment.views[0].plan.functions.values()],
         "variants": [_view(view) for view in assessment.views],
+        "omitted": {str(variant): why for variant, why in assessment.omitted.items()},
         "pairs": _pairs(assessment),
         "machine": {
             "memory": settings.memory,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import quoteattr
 
 from vfiokit.assign.vmconfig.settings import GIB, KIB, Settings
 from vfiokit.errors import UsageError
@@ -61,7 +60,7 @@ class _Domain:
         settings = self._settings
         namespace = f" xmlns:qemu='{_NAMESPACE}'" if self._overrides else ""
         yield f"<domain type='kvm'{namespace}>"
-        yield f"  <name>{_text(settings.name)}</name>"
+        yield f"  <name>{settings.name}</name>"
         yield f"  <memory unit='KiB'>{settings.memory // KIB}</memory>"
         yield from _indented(2, self._backing())
         yield f"  <vcpu placement='static'>{settings.cpus}</vcpu>"
@@ -260,10 +259,6 @@ def _host_address(host: Bdf) -> str:
         f"<address domain='{host.domain:#06x}' bus='{host.bus:#04x}' "
         f"slot='{host.device:#04x}' function='{host.function:#x}'/>"
     )
-
-
-def _text(text: str) -> str:
-    return quoteattr(text)[1:-1].replace("'", "&apos;")
 
 
 def _indented(width: int, lines: Iterator[str] | list[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from vfiokit.p2p.guest import GuestPlan
 from vfiokit.pci.address import Bdf
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _UNITS = {"K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
 HUGE_PAGES = (2 * MIB, GIB)
 """Sizes of huge pages on x86-64."""
@@ -52,6 +54,10 @@ class Settings:
     """NVIDIA GPUDirect clique by host function."""
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                f"{self.name[:40]!r} is no name for a machine: letters, digits, '.', '_', '+', '-'"
+            )
         if self.memory < 128 * MIB or self.memory % MIB:
             raise UsageError("a guest has at least 128 MiB of memory, in whole MiB")
         if self.cpus < 1:
