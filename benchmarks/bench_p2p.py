@@ -37,7 +37,7 @@ from vfiokit.pci.config import ConfigSpace
 from vfiokit.pci.topology import Function, Topology
 
 COUNT = 4096
-ROUNDS = 5
+ROUNDS = 9
 GOAL_RATIO = 0.5
 GOAL_RATE = 20e6
 GOAL_COLD = 10.0
