@@ -23,6 +23,7 @@ def function(
     class_code: int,
     port: PortType | None = PortType.ENDPOINT,
     acs: int | None = None,
+    ats: int | None = None,
     secondary: int = 0,
     physfn: str | None = None,
     driver: str | None = None,
@@ -42,6 +43,8 @@ def function(
         raw[0x40:0x44] = bytes((0x10, 0x00, port << 4 | 2, 0x00))
     if acs is not None:
         raw[0x100:0x108] = (0x0001000D).to_bytes(4, "little") + bytes((0x5F, 0, acs, 0))
+    if ats is not None:  # instead of ACS, at the start of the extended list
+        raw[0x100:0x108] = (0x0001000F).to_bytes(4, "little") + bytes((0, 0, 0, ats))
     speed, width = link if link is not None else (None, None)
     return Function(
         Bdf.parse(address),
@@ -95,7 +98,8 @@ def gpu_server(*, acs: tuple[int, ...] = (ACS_ON,) * 4 + (0,) * 4) -> Topology:
                          names={"vendor": "Broadcom / LSI",
                                 "device": "PEX890xx PCIe Gen 5 Switch"}),
                 function(f"{below:02x}:00.0", ids=ids, class_code=class_code, driver=driver,
-                         numa_node=node, link=link, names={"vendor": vendor, "device": device}),
+                         numa_node=node, link=link, names={"vendor": vendor, "device": device},
+                         ats=None if driver == "nvme" else 0),
             ]  # fmt: skip
     return Topology(functions)
 

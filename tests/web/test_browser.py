@@ -459,6 +459,7 @@ def test_large_host_opens_quickly_and_answers_at_once(visit: Visit) -> None:
         return took;
         """
     )
+    assert took.pop("theme") < 300  # every shape gets another colour
     assert {name: value for name, value in took.items() if value >= 100} == {}
 
 

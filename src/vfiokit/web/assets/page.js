@@ -102,13 +102,13 @@ function tellPair(story) {
   ];
   if (story.unknown.length)
     parts.push(make("h3", {}, "Not known"), ...story.unknown.map((line) => make("p", {}, `${line}.`)));
-  if (story.messages.length)
-    parts.push(make("h3", {}, "What the kernel would log"), make("pre", {}, story.messages.join("\n")));
   if (story.hopeless)
     parts.push(make("h3", {}, "No remedy by ACS"), make("p", {}, `${capital(story.hopeless)}.`));
   parts.push(...remedy(story));
   if (story.assigned)
     parts.push(make("h3", {}, "When both are assigned"), make("p", {}, story.assigned));
+  if (story.messages.length)
+    parts.push(make("h3", {}, "What the kernel would log"), commands(story.messages));
   parts.push(make("div", { class: "actions" }, swap, clearButton()));
   detail.replaceChildren(...parts);
 }
