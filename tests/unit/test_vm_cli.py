@@ -42,8 +42,8 @@ def test_the_comparison_names_every_pair_and_what_to_heed(
     lines = out.splitlines()
     (pair,) = [line for line in lines if line.startswith("0000:04:00.0 0000:04:00.1")]
     assert pair.split("  ")[1:] != []
-    assert "bus-addr: agrees" in pair
-    assert "not-supported: misses" in pair
+    assert "bus-addr (PIX): agrees" in pair
+    assert "not-supported (PHB): misses" in pair
     assert "recommended: islands, because it misses P2P that works in 0 of 6 pairs, not 6" in out
     assert "misses: misses P2P that works (lost bandwidth)" in lines
 
@@ -149,7 +149,7 @@ def test_a_guest_that_would_corrupt_data_is_a_no(capsys: pytest.CaptureFixture[s
     assert "unknown" in out
     code, out, _ = run(capsys, *words, "--cpu", "intel", session=session)
     assert code == exit_code.NO
-    assert "bus-addr: CORRUPTS" in out
+    assert "bus-addr (PIX): CORRUPTS" in out
     assert "CORRUPTS: believes P2P that the host forbids (data corruption)" in out
     assert "on the host, for direct P2P by ATS:" in out
     assert "pci=config_acs=1x11101@" in out

@@ -275,7 +275,8 @@ def _pair_rows(made: Assessment) -> list[tuple[str, ...]]:
 
 
 def _cell(pair: Pair) -> str:
-    return f"{pair.guest.map_type.value}: {_SHORT[pair.verdict.name]}"
+    belief = f"{pair.guest.map_type.value} ({pair.guest.code})"
+    return f"{belief}: {_SHORT[pair.verdict.name]}"
 
 
 def _legend(made: Assessment) -> Iterator[str]:
