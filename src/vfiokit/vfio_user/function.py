@@ -11,7 +11,7 @@ from typing import Any
 
 from vfiokit.abi import vfio as abi
 from vfiokit.errors import MachineError
-from vfiokit.machine.function import Function, Unplugged
+from vfiokit.machine.function import COMMAND, COMMAND_INTX_DISABLE, Function, Unplugged
 from vfiokit.machine.reset import ResetKind
 from vfiokit.machine.txn import Completion, DmaError, Kind, Txn
 from vfiokit.vfio_user.device import NUM_IRQS, Host, ServedRegion
@@ -21,6 +21,8 @@ _CONFIG = abi.VFIO_PCI_CONFIG_REGION_INDEX
 _INTX, _MSI, _MSIX = 0, 1, 2
 _MSIX_ENABLE = 0x8000
 _MSI_ENABLE = 0x0001
+_STATUS = 0x06
+_STATUS_INTERRUPT = 0x08
 
 
 class _HostDma:
@@ -55,15 +57,26 @@ class _HostDma:
 
 
 class _HostPin:
-    """The model's interrupt pin."""
+    """The model's interrupt pin; asserted or not, it outlives its clients."""
 
-    def __init__(self, function: Function, host: Host) -> None:
+    def __init__(self, function: Function) -> None:
         self._function = function
-        self._host = host
+        self._asserted = False
+        self.host: Host | None = None
+        function.config.watch(COMMAND, 2, lambda _offset, _width: self.drive(), hardware=True)
 
     def set(self, level: bool) -> None:
-        """Assert or deassert."""
-        self._host.set_intx(level)
+        """Assert or deassert; the Interrupt Status bit follows, by which a guest knows its own."""
+        self._asserted = level
+        status = self._function.config.data[_STATUS] & ~_STATUS_INTERRUPT
+        self._function.config.data[_STATUS] = status | (_STATUS_INTERRUPT if level else 0)
+        self.drive()
+
+    def drive(self) -> None:
+        """Tell the client, according to the pin and the Interrupt Disable bit."""
+        if self.host is not None:
+            disabled = self._function.command & COMMAND_INTX_DISABLE
+            self.host.set_intx(self._asserted and not disabled)
 
 
 class FunctionDevice:
@@ -74,6 +87,7 @@ class FunctionDevice:
 
     def __init__(self, function: Function) -> None:
         self.function = function
+        self._pin = function.intx = _HostPin(function)
         self.name = f"{type(function).__name__.removesuffix('Function').lower()} {function.bdf}"
         regions = [ServedRegion() for _ in range(abi.VFIO_PCI_NUM_REGIONS)]
         for bar in function.bars.values():
@@ -93,7 +107,8 @@ class FunctionDevice:
         """Send DMA and interrupts to ``host``."""
         function = self.function
         function.dma = _HostDma(function, host)
-        function.intx = _HostPin(function, host)
+        self._pin.host = host
+        self._pin.drive()
         if function.msi is not None:
             function.msi.sink = lambda vector: _drop(host.signal(_MSI, vector))
         if function.msix is not None:
@@ -102,7 +117,7 @@ class FunctionDevice:
     def disconnect(self) -> None:
         """DMA and interrupts lead nowhere; what the model is doing comes to nothing."""
         function = self.function
-        function.dma = function.intx = Unplugged()
+        function.dma, self._pin.host = Unplugged(), None
         for index in (_MSI, _MSIX):
             self.irqs_changed(index, frozenset())
         for table in (function.msi, function.msix):
