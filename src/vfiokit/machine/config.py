@@ -39,6 +39,11 @@ class ConfigModel:
         """Make the bits of ``mask`` write-one-to-clear."""
         self._set(self.clear_mask, offset, width, mask)
 
+    def forbid(self, offset: int, width: int, mask: int) -> None:
+        """Make the bits of ``mask`` read-only again."""
+        for index in range(width):
+            self.write_mask[offset + index] &= ~(mask >> 8 * index) & 0xFF
+
     def keep(self, offset: int, width: int, mask: int) -> None:
         """Make the bits of ``mask`` sticky: :meth:`restore` leaves them alone."""
         self._set(self.sticky_mask, offset, width, mask)

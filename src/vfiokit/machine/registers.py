@@ -1,7 +1,8 @@
 """What software may change in the capabilities of a modelled function, and what that does.
 
-:func:`attach` walks the capability lists of a function once and gives every known capability its
-write masks and side effects: function-level reset, power states, MSI, MSI-X, ACS, ATS.
+:func:`attach` walks the capability lists of a function once. Which bits can be written or cleared
+is what :mod:`vfiokit.pci.capability` describes; what is here is what the description leaves to the
+instance, and the side effects: function-level reset, power states, MSI, MSI-X, ACS, ATS.
 Source: PCI Express Base Specification 6.0 §7.5 to §7.9, PCI Bus Power Management 1.2 §3.2.4,
 PCI Advanced Features ECN.
 """
@@ -18,11 +19,16 @@ from vfiokit.pci.capability.express import PortType
 
 if TYPE_CHECKING:
     from vfiokit.machine.function import Function
+    from vfiokit.pci.capability import Capability
 
 _FLR_CAPABLE: Final = 1 << 28  # Device Capabilities
 _INITIATE_FLR: Final = 0x8000  # Device Control
+_RETRAIN_LINK: Final = 0x0020  # Link Control
 _NO_SOFT_RESET: Final = 0x0008  # PMCSR
 _D3HOT: Final = 3
+_UNDESCRIBED: Final = frozenset({"acs", "msi", "msix", "resizable-bar", "sriov", "vpd"})
+"""Capabilities whose writable bits depend on the instance or have a mechanism behind them: modelled
+below, or, as the sizes of Resizable BAR and the data of VPD, not at all."""
 AER_ACS_VIOLATION: Final = 1 << 21
 """Bit of the AER Uncorrectable Error Status register."""
 
@@ -30,10 +36,21 @@ AER_ACS_VIOLATION: Final = 1 << 21
 def attach(function: Function) -> None:
     """Give the capabilities of ``function`` their behaviour."""
     for capability in function.capabilities():
+        if capability.name not in _UNDESCRIBED:
+            _allow_described(function, capability)
         table = _EXTENDED if capability.extended else _STANDARD
         model = table.get(capability.id)
         if model is not None:
             model(function, capability.offset)
+
+
+def _allow_described(function: Function, capability: Capability) -> None:
+    """Let software write what the capability's description lets it write."""
+    config = function.config
+    for register in capability.registers():
+        at = capability.offset + register.offset
+        config.allow(at, register.width, register.writable("rw"))
+        config.clear_on_one(at, register.width, register.writable("rw1c"))
 
 
 def log_acs_violation(function: Function) -> None:
@@ -49,30 +66,20 @@ def _express(function: Function, at: int) -> None:
     flags = config.read(at + 2, 2)
     kind = flags >> 4 & 0xF
     function.port_type = PortType(kind) if kind in set(PortType) else None
-    resets = bool(config.read(at + 4, 4) & _FLR_CAPABLE)
-    config.allow(at + 0x08, 2, 0xFFFF if resets else 0x7FFF)
-    config.clear_on_one(at + 0x0A, 2, 0x000F)
-    if resets:
+    if config.read(at + 4, 4) & _FLR_CAPABLE:
         _on_bit(function, at + 0x08, 2, _INITIATE_FLR, ResetKind.FUNCTION_LEVEL)
+    else:
+        config.forbid(at + 0x08, 2, _INITIATE_FLR)
     if function.port_type not in (
         PortType.RC_INTEGRATED_ENDPOINT,
         PortType.RC_EVENT_COLLECTOR,
     ):
         function.port_number = config.read(at + 0x0C, 4) >> 24
-        config.allow(at + 0x10, 2, 0x01FB)
-    if function.port_type in (PortType.ROOT_PORT, PortType.DOWNSTREAM) and flags & 0x0100:
-        config.allow(at + 0x18, 2, 0x1FFF)
-        config.clear_on_one(at + 0x1A, 2, 0x011F)
-    if function.port_type is PortType.ROOT_PORT:
-        config.allow(at + 0x1C, 2, 0x001F)
-    if flags & 0xF >= 2:
-        config.allow(at + 0x28, 2, 0x7FFF)
+        _reads_zero(function, at + 0x10, _RETRAIN_LINK)
 
 
 def _power(function: Function, at: int) -> None:
     config = function.config
-    config.allow(at + 4, 2, 0x0103)
-    config.clear_on_one(at + 4, 2, 0x8000)
     config.keep(at + 4, 2, 0x0100)  # PME_En
     last = config.read(at + 4, 1) & 3
 
@@ -92,7 +99,6 @@ def _power(function: Function, at: int) -> None:
 
 def _advanced_features(function: Function, at: int) -> None:
     if function.config.read(at + 3, 1) & 0x02:
-        function.config.allow(at + 4, 1, 0x01)
         _on_bit(function, at + 4, 1, 0x01, ResetKind.AF_FUNCTION_LEVEL)
 
 
@@ -115,7 +121,6 @@ def _acs(function: Function, at: int) -> None:
 
 def _ats(function: Function, at: int) -> None:
     function.ats_offset = at
-    function.config.allow(at + 6, 2, 0x801F)
     _watch_routing(function, at + 6, 2)
 
 
@@ -129,23 +134,9 @@ def _single_root_io_virtualization(function: Function, at: int) -> None:
 
 
 def _error_reporting(function: Function, at: int) -> None:
-    config = function.config
-    for offset, clears in ((4, True), (8, False), (0x0C, False), (0x10, True), (0x14, False)):
-        if clears:
-            config.clear_on_one(at + offset, 4, 0xFFFFFFFF)
-        else:
-            config.allow(at + offset, 4, 0xFFFFFFFF)
-            config.keep(at + offset, 4, 0xFFFFFFFF)
-
-
-def _writable(*masks: tuple[int, int, int]) -> Callable[[Function, int], None]:
-    """A capability whose registers only remember: ``(offset, width, mask)`` each."""
-
-    def model(function: Function, at: int) -> None:
-        for offset, width, mask in masks:
-            function.config.allow(at + offset, width, mask)
-
-    return model
+    # Status, masks, severity and control survive a reset.
+    for offset in (0x04, 0x08, 0x0C, 0x10, 0x14, 0x18):
+        function.config.keep(at + offset, 4, 0xFFFFFFFF)
 
 
 def _on_bit(function: Function, offset: int, width: int, bit: int, kind: ResetKind) -> None:
@@ -159,6 +150,16 @@ def _on_bit(function: Function, offset: int, width: int, bit: int, kind: ResetKi
             function.reset(kind)
 
     config.watch(offset, width, written)
+
+
+def _reads_zero(function: Function, offset: int, bit: int) -> None:
+    """A bit that starts something which is done at once: it never reads as one."""
+    config = function.config
+
+    def written(_offset: int, _width: int) -> None:
+        config.set(offset, 2, config.read(offset, 2) & ~bit)
+
+    config.watch(offset, 2, written)
 
 
 def _watch_routing(function: Function, offset: int, length: int) -> None:
@@ -178,9 +179,6 @@ _STANDARD: Final[dict[int, Callable[[Function, int], None]]] = {
 _EXTENDED: Final[dict[int, Callable[[Function, int], None]]] = {
     0x01: _error_reporting,
     0x0D: _acs,
-    0x0E: _writable((6, 2, 0x0003)),  # ARI: MFVC and ACS function groups
     0x0F: _ats,
     0x10: _single_root_io_virtualization,
-    0x13: _writable((4, 2, 0x0003)),  # Page Request Interface
-    0x1B: _writable((6, 2, 0x0007)),  # PASID
 }
