@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "watch": "follow hotplug, drivers, links and errors as they happen",
     "capture": "write everything that matters about this host to a file",
     "lab": "run a command on a real kernel in QEMU, with devices made to order",
+    "serve": "serve a device over vfio-user: NVMe, edu, or one of your own, for QEMU",
     "machine": "start a software twin of a host, with a prompt or a script",
     "demo": "take a captured server's NVMe drive through VFIO and give it back",
     "schema": "print the JSON Schemas of what --json prints",

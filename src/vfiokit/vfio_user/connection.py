@@ -174,6 +174,11 @@ class Connection:
         except ConnectionError as error:
             raise ClosedError(f"the other end is gone: {error}") from None
 
+    def shut_down(self) -> None:
+        """End the stream in both directions; whoever waits at it meets :class:`ClosedError`."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took. Idempotent."""
         for message in self._ready:

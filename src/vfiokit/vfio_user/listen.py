@@ -14,13 +14,20 @@ import errno
 import logging
 import os
 import selectors
+import signal
 import socket
 import stat
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from vfiokit.errors import KernelError, UsageError
 from vfiokit.vfio_user.server import Server
 
+_CREDENTIALS: Final = struct.Struct("iII")
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _log = logging.getLogger(__name__)
 
 
@@ -86,64 +93,113 @@ def is_listening(sock: socket.socket) -> bool:
 class Listener:
     """Serves one client after the other at ``sock`` until :meth:`stop`.
 
-    ``stop`` may be called from a signal handler or another thread. While a client is there, others
-    wait in the queue of the socket. With ``once`` the first client is the last.
+    ``sock`` may also be connected already: then the client at its other end is the only one. While
+    a client is there, others wait in the queue of the socket. With ``once`` the first client is the
+    last. ``path`` is removed at the end.
     """
 
-    def __init__(self, server: Server, sock: socket.socket, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        server: Server,
+        sock: socket.socket,
+        *,
+        once: bool = False,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._server = server
         self._sock = sock
         self._once = once
+        self._path = path
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
-        self._client: socket.socket | None = None
         self._stopped = False
         self.served = 0
         """Clients that came so far."""
 
     def run(self) -> None:
-        """Until stopped; the listening socket is closed then."""
+        """Until stopped; the socket is closed then."""
         try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._sock, selectors.EVENT_READ)
-                selector.register(self._wake, selectors.EVENT_READ)
-                while not self._stopped:
-                    ready = [key.fileobj for key, _events in selector.select()]
-                    if self._sock in ready and not self._stopped:
-                        self._serve_next()
-                        if self._once:
-                            return
+            if is_listening(self._sock):
+                self._listen()
+            else:
+                self._serve(self._sock)
         finally:
+            if self._path is not None:
+                _remove_own(self._path, self._sock)
             self._sock.close()
             self._wake.close()
             self._waker.close()
 
-    def _serve_next(self) -> None:
-        try:
-            client, _address = self._sock.accept()
-        except OSError as error:  # it left again before it was taken
-            _log.info("no client after all: %s", error)
+    def _listen(self) -> None:
+        self._sock.setblocking(False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            selector.register(self._wake, selectors.EVENT_READ)
+            while not self._stopped:
+                selector.select()
+                try:
+                    client, _address = self._sock.accept()
+                except OSError as error:  # woken, or it left again before it was taken
+                    if error.errno in _NO_ROOM:
+                        _log.error("no client can be taken: %s", error)
+                        time.sleep(0.1)
+                    continue
+                with client:
+                    self._serve(client)
+                if self._once:
+                    return
+
+    def _serve(self, client: socket.socket) -> None:
+        if self._stopped:
             return
-        self._client = client
         self.served += 1
-        _log.info("client %d connected", self.served)
-        try:
-            if not self._stopped:
-                why = self._server.serve(client)
-                _log.info("client %d is gone: %s", self.served, why)
-        finally:
-            self._client = None
-            client.close()
+        number, begun = self.served, time.monotonic()
+        _log.info("client %d connected%s", number, _peer(client))
+        why = self._server.serve(client)
+        _log.info("client %d is gone after %.1f s: %s", number, time.monotonic() - begun, why)
 
     def stop(self) -> None:
-        """End :meth:`run` soon, a client that is there included."""
+        """End :meth:`run` soon, a client that is there included.
+
+        May be called from a signal handler or another thread, and more than once.
+        """
         self._stopped = True
-        client = self._client
-        with contextlib.suppress(OSError):
-            if client is not None:
-                client.shutdown(socket.SHUT_RDWR)
+        self._server.stop()
         with contextlib.suppress(OSError):
             self._waker.send(b"x")
+
+    @contextlib.contextmanager
+    def stopping_at(self, *signals: signal.Signals) -> Iterator[None]:
+        """Inside, these signals stop it; for the main thread only."""
+        before = {
+            each: signal.signal(each, lambda _number, _frame: self.stop()) for each in signals
+        }
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def _peer(client: socket.socket) -> str:
+    """Which process is at the other end, for people; empty where nobody knows."""
+    try:
+        packed = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        process, user, _group = _CREDENTIALS.unpack(packed)
+    except OSError:
+        return ""
+    return f": process {process} of user {user}" if process > 0 else ""
+
+
+def _remove_own(path: str | os.PathLike[str], sock: socket.socket) -> None:
+    """Remove the socket's file, unless it is another server's by now."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        sock.close()
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            Path(path).unlink()
 
 
 def notify(state: str) -> bool:

@@ -83,17 +83,25 @@ class Server:
         self.device = device
         self.limits = limits
         self.observer = observer
+        self._client: _Client | None = None
 
     def serve(self, sock: socket.socket) -> str:
         """Serve one client until it goes; returns why it ended, in words. ``sock`` is closed.
 
         The device keeps its state, so that the next client finds it as this one left it.
         """
-        client = _Client(self, sock)
+        client = self._client = _Client(self, sock)
         try:
             return client.run()
         finally:
+            self._client = None
             client.close()
+
+    def stop(self) -> None:
+        """End :meth:`serve` soon. May be called from a signal handler or another thread."""
+        client = self._client
+        if client is not None:
+            client.interrupt()
 
 
 class _Client:
@@ -143,6 +151,12 @@ class _Client:
             return str(end)
         except ProtocolError as error:
             return f"the client broke the protocol: {error}"
+
+    def interrupt(self) -> None:
+        """Let whatever waits for the client see the end of the stream."""
+        for link in (self._link, self._twin):
+            if link is not None:
+                link.shut_down()
 
     def close(self) -> None:
         """Give everything of the client's back."""
