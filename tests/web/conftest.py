@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from equipment import missing
 from servers import gpu_server, repeated
 
 from vfiokit.host.source import open_host
@@ -16,14 +16,6 @@ from vfiokit.pci.topology import Topology
 from vfiokit.web.report import describe, render
 
 PROGRAMS = ("chromium", "chromedriver")
-
-
-def missing(what: str) -> None:
-    """Fail where everything must be there, skip elsewhere."""
-    reason = f"{what} is not installed; tools/setup.sh dev installs it"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contrast import contrast
+from equipment import missing
 from hostile import HOSTILE
 from servers import function, gpu_server
-from test_palette import _contrast
 
-from conftest import missing
 from vfiokit.p2p import Peers
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.topology import Topology
@@ -342,7 +342,7 @@ def test_every_text_of_the_page_has_enough_contrast(visit: Visit, theme: str) ->
     found = page.execute_script(_TEXT_COLOURS)
     assert len(found) > 20
     for text, colour, back in found:
-        assert _contrast(_hex(colour), _hex(back)) >= 4.5, (text, colour, back)
+        assert contrast(_hex(colour), _hex(back)) >= 4.5, (text, colour, back)
 
 
 _TEXT_COLOURS = """

@@ -7,10 +7,10 @@ import shutil
 import subprocess
 
 import pytest
+from equipment import missing
 from hostile import HOSTILE
 from servers import function, gpu_server
 
-from conftest import missing
 from vfiokit.pci.topology import Topology
 from vfiokit.web.dot import document, quoted
 from vfiokit.web.inventory import collect

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from contrast import contrast, linear
 
 from vfiokit.web.palette import DARK, HUES, LIGHT, SHAPE_ON, TEXT_ON, hue_of_groups, style_sheet
 from vfiokit.web.svg import asset
@@ -34,21 +35,6 @@ DEFICIENCIES = {
 Vector = tuple[float, ...]
 
 
-def _linear(colour: str) -> Vector:
-    channels = (int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5))
-    return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
-
-
-def _luminance(colour: str) -> float:
-    red, green, blue = _linear(colour)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def _contrast(one: str, other: str) -> float:
-    low, high = sorted((_luminance(one), _luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def _lab(rgb: Vector) -> Vector:
     matrix = (
         (0.4124564, 0.3575761, 0.1804375),
@@ -65,25 +51,25 @@ def _lab(rgb: Vector) -> Vector:
 
 
 def _seen(colour: str, matrix: tuple[Vector, ...]) -> Vector:
-    rgb = _linear(colour)
+    rgb = linear(colour)
     return _lab(tuple(sum(row[index] * rgb[index] for index in range(3)) for row in matrix))
 
 
 def test_contrast_formula_agrees_with_the_known_extremes() -> None:
-    assert _contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert _contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize(("text", "back"), TEXT_ON)
 def test_text_has_enough_contrast(theme: str, text: str, back: str) -> None:
-    assert _contrast(THEMES[theme][text], THEMES[theme][back]) >= 4.5
+    assert contrast(THEMES[theme][text], THEMES[theme][back]) >= 4.5
 
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize(("shape", "back"), SHAPE_ON)
 def test_lines_that_mean_something_have_enough_contrast(theme: str, shape: str, back: str) -> None:
-    assert _contrast(THEMES[theme][shape], THEMES[theme][back]) >= 3
+    assert contrast(THEMES[theme][shape], THEMES[theme][back]) >= 3
 
 
 @pytest.mark.parametrize("theme", THEMES)
