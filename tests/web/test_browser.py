@@ -500,6 +500,22 @@ def test_printed_page_has_everything(visit: Visit, host: str, tmp_path: Path) ->
     assert page.execute_script("return matrix.canvas.clientWidth <= matrix.grid.clientWidth")
 
 
+def test_paper_is_light_whatever_the_screen_is(visit: Visit) -> None:
+    page = visit("gpu")
+    page.find_element("id", "theme").click()
+    seen = page.execute_script(
+        """
+        const theme = () => document.documentElement.dataset.theme;
+        window.dispatchEvent(new Event('beforeprint'));
+        const paint = matrix.canvas.getContext('2d');
+        const seen = [theme(), paint.getImageData(0, 0, 1, 1).data[0]];
+        window.dispatchEvent(new Event('afterprint'));
+        return [...seen, theme(), matrix.colours().page];
+        """
+    )
+    assert seen == ["light", 255, "dark", "#11161c"]
+
+
 def test_hostile_names_run_nothing(browser: Any, tmp_path: Path) -> None:
     functions = [
         function(f"00:{slot:02x}.0", ids=(1, 2), class_code=0x030000, driver=text,

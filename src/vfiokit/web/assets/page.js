@@ -317,13 +317,19 @@ kinds.addEventListener("change", fill);
 // On paper nothing scrolls: the whole matrix, in light colours
 let before = null;
 window.addEventListener("beforeprint", () => {
-  before = matrix.zoom;
+  before = { zoom: matrix.zoom, theme: document.documentElement.dataset.theme };
+  document.documentElement.dataset.theme = "light";
   const room = 660 / Math.max(1, matrix.order.length);
   matrix.zoom = Math.max(0, SIZES.findLastIndex((size) => size <= room - 6));
   matrix.measure();
   matrix.draw(true);
 });
-window.addEventListener("afterprint", () => { matrix.zoom = before; matrix.measure(); });
+window.addEventListener("afterprint", () => {
+  matrix.zoom = before.zoom;
+  if (before.theme) document.documentElement.dataset.theme = before.theme;
+  else delete document.documentElement.dataset.theme;
+  matrix.measure();
+});
 
 fit();
 fill();
