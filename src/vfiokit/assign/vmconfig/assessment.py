@@ -99,7 +99,42 @@ def assess(
     given = settings if settings is not None else Settings()
     peers = Peers(host, cpu=cpu)
     today = _view(peers, flat(functions, machine=machine, viommu=viommu))
-    views = [today]
+    others, omitted = _others(peers, functions, today, numa=numa)
+    views = (today, *others)
+    recommended, why = _recommend(views)
+    pairs = views[0].pairs
+    found = cliques(functions, pairs) if p2p else Cliques({})
+    complete = Settings(
+        given.name,
+        given.memory,
+        given.cpus,
+        given.hugepages,
+        given.iommufd,
+        given.hole64 or hole64(functions),
+        found.numbers,
+    )
+    chosen = next(view for view in views if view.plan.variant is recommended)
+    return Assessment(
+        peers,
+        views,
+        recommended,
+        why,
+        complete,
+        found,
+        travel_together(host, chosen.plan),
+        overlaps(host, pairs, complete.memory),
+        prerequisites(host, chosen.plan, complete),
+        _translated(peers, pairs),
+        omitted,
+    )
+
+
+def _others(
+    peers: Peers, functions: Sequence[Function], today: View, *, numa: bool
+) -> tuple[list[View], dict[Variant, str]]:
+    """The variants beside ``today``, and those that cannot be built, with the reason."""
+    host, machine, viommu = peers.topology, today.plan.machine, today.plan.viommu
+    views: list[View] = []
     omitted: dict[Variant, str] = {}
 
     def mirror(*, seed: bool) -> GuestPlan:
@@ -118,32 +153,7 @@ def assess(
             views.append(_view(peers, make()))
         except BlueprintError as error:  # more ports or buses than there can be
             omitted[variant] = str(error)
-    recommended, why = _recommend(views)
-    pairs = views[0].pairs
-    found = cliques(functions, pairs) if p2p else Cliques({})
-    complete = Settings(
-        given.name,
-        given.memory,
-        given.cpus,
-        given.hugepages,
-        given.iommufd,
-        given.hole64 or hole64(functions),
-        found.numbers,
-    )
-    chosen = next(view for view in views if view.plan.variant is recommended)
-    return Assessment(
-        peers,
-        tuple(views),
-        recommended,
-        why,
-        complete,
-        found,
-        travel_together(host, chosen.plan),
-        overlaps(host, pairs, complete.memory),
-        prerequisites(host, chosen.plan, complete),
-        _translated(peers, pairs),
-        omitted,
-    )
+    return views, omitted
 
 
 def _view(peers: Peers, plan: GuestPlan) -> View:
