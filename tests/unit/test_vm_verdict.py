@@ -53,6 +53,14 @@ def test_a_flat_guest_on_intel_misses_the_switch() -> None:
     assert any("data corruption" in note for note in pair.notes)
 
 
+def test_behind_a_plain_switch_the_root_complex_still_matters() -> None:
+    host = Host(SWITCH)
+    told = judged(host, flat(host.functions), INTEL)["a", "b"].notes
+    assert any("Linux does not vouch: the host bridge 0000:00:00.0" in note for note in told)
+    told = judged(host, flat(host.functions), ZEN)["a", "b"].notes
+    assert not any("does not vouch" in note for note in told)
+
+
 def test_a_replicated_guest_believes_the_switch() -> None:
     host = Host(SWITCH)
     pairs = judged(host, replicated(host.topology, host.functions), INTEL)

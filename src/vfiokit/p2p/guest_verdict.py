@@ -152,7 +152,7 @@ def _pair(host: Peers, plan: GuestPlan, guest: Peers, one: Bdf, other: Bdf) -> P
     belief = guest.map_type(plan.address(one), plan.address(other))
     bypasses = belief.map_type is MapType.BUS_ADDR and plan.viommu.translates
     verdict = _verdict(works, belief.map_type, bypasses=bypasses)
-    notes = tuple(_notes(truth, way, bypasses=bypasses))
+    notes = tuple(_notes(host, truth, way, bypasses=bypasses))
     return Pair(one, other, truth, way, works, belief, verdict, notes)
 
 
@@ -167,7 +167,7 @@ def _verdict(works: bool | None, belief: MapType, *, bypasses: bool) -> Verdict:
     return Verdict.CORRUPTS if believes else Verdict.MISSES
 
 
-def _notes(truth: Answer, way: Route, *, bypasses: bool) -> Iterator[str]:
+def _notes(host: Peers, truth: Answer, way: Route, *, bypasses: bool) -> Iterator[str]:
     if bypasses:
         yield (
             "the guest's kernel goes around its own IOMMU by bus address, and the host maps only "
@@ -178,6 +178,14 @@ def _notes(truth: Answer, way: Route, *, bypasses: bool) -> Iterator[str]:
         MapType.NOT_SUPPORTED,
     ):
         yield assignment_note(truth).rstrip(".")
+    root = host.chains.of(truth.provider).root
+    approval = host.approval(root, root)
+    if way is Route.UNTRANSLATED and approval.map_type is not MapType.THRU_HOST_BRIDGE:
+        yield (
+            "what a guest calls the peer's address is no bus address of the host, so requests go "
+            "up to the IOMMU all the same, and come down if the root complex forwards, for which "
+            f"Linux does not vouch: {approval.reason}"
+        )
     if way is Route.UNTRANSLATED and truth.redirecting:
         yield (
             "ACS redirects in one direction only: in the other, guest addresses that fall into a "
