@@ -89,6 +89,8 @@ class FunctionDevice:
         self.function = function
         self._pin = function.intx = _HostPin(function)
         self.name = f"{type(function).__name__.removesuffix('Function').lower()} {function.bdf}"
+        msix = function.msix
+        self._tables = () if msix is None else (msix.table_bar, msix.pending_bar)
         regions = [ServedRegion() for _ in range(abi.VFIO_PCI_NUM_REGIONS)]
         for bar in function.bars.values():
             regions[bar.index] = ServedRegion(bar.size)
@@ -148,7 +150,8 @@ class FunctionDevice:
         if region == _CONFIG:
             return bytes(function.config.data[offset : offset + length])
         if length in (4, 8) and not offset % length:
-            data = self._load(region, offset, length).to_bytes(length, "little")
+            load = self._load if region in self._tables else function.mmio_read
+            data = load(region, offset, length).to_bytes(length, "little")
         else:
             data = b"".join(
                 self._load(region, at, width).to_bytes(width, "little")
