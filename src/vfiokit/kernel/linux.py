@@ -8,10 +8,12 @@ counts the accesses of every method here).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
+import select
 import stat
 
 from vfiokit.host.tree import FolderTree
@@ -273,6 +275,28 @@ def file_facts(fd: int) -> tuple[int, int, bool]:
     except OSError:  # EINVAL: no memfd
         seals = 0
     return facts.st_mode, facts.st_size, bool(seals & fcntl.F_SEAL_SHRINK)
+
+
+def is_eventfd(fd: int) -> bool:
+    """Whether an open file is an eventfd; true where ``/proc`` is not there to say."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        return True
+
+
+def signal_eventfd(fd: int) -> None:
+    """Add 1 to the counter of an eventfd that somebody else made; never waits.
+
+    One whose counter is at its limit has been signalled often enough.
+    """
+    if os.get_blocking(fd):
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        if not poll.poll(0):
+            return
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(fd, 1)
 
 
 class LinuxKernel:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from vfiokit.errors import KernelError, ProtocolError, UsageError
+from vfiokit.errors import DeviceTimeoutError, KernelError, ProtocolError, UsageError
 from vfiokit.vfio_user import wire
 from vfiokit.vfio_user.connection import ClosedError, Connection, close_all
 from vfiokit.vfio_user.payload import (
@@ -63,6 +64,9 @@ _POSTED: Final = 0x10
 _WRITE_PIECE: Final = 32768
 """Bytes of one region write: libvfio-user loses the stream with more (short reads)."""
 
+_BROKEN: Final = (ClosedError, ProtocolError, DeviceTimeoutError)
+"""After these the next reply may be to another request: the client closes."""
+
 
 class ClientMemory(Protocol):
     """What the server reaches by ``DMA_READ`` and ``DMA_WRITE``."""
@@ -93,8 +97,9 @@ class Client:
 
     ``memory`` answers the server's own requests: with a twin socket in a thread of its own, without
     one while a reply is waited for. ``timeout`` is in seconds, for every reply. An error reply
-    raises :class:`KernelError` with its errno; a broken stream :class:`ProtocolError` or
-    :class:`ClosedError`, after which the client is closed.
+    raises :class:`KernelError` with its errno; a broken stream :class:`ProtocolError`,
+    :class:`ClosedError` or, where nothing comes in time, :class:`DeviceTimeoutError`, after which
+    the client is closed.
     """
 
     def __init__(
@@ -111,6 +116,9 @@ class Client:
         self._session = Session(False, offer)
         self._link = Connection(sock, limit=message_limit(offer), timeout=timeout)
         self._twin: _TwinThread | None = None
+        self._exchange = self._link.exchange
+        self._numbers = itertools.count()
+        """Message ids, 16 bits of each."""
         self._open = False
         self._lock = threading.RLock()
         try:
@@ -183,7 +191,7 @@ class Client:
     # -- exchange -----------------------------------------------------------------------------
 
     def _negotiate(self, offer: Version) -> Version:
-        number = self._session.next_id()
+        number = next(self._numbers) & 0xFFFF
         self._link.send(wire.request(number, Command.VERSION, offer.pack()))
         message = self._reply(number, Command.VERSION)
         self._raise_error(message)
@@ -204,11 +212,11 @@ class Client:
         """Send a command and wait for its reply, whose descriptors are the caller's then."""
         with self._lock:
             self._require_open()
-            number = self._session.next_id()
+            number = next(self._numbers) & 0xFFFF
             try:
                 self._link.send(wire.request(number, command, payload, fds))
                 message = self._reply(number, command)
-            except (ClosedError, ProtocolError):
+            except _BROKEN:
                 self.close()
                 raise
         self._raise_error(message)
@@ -218,14 +226,14 @@ class Client:
         """Send a command whose good reply is a header and no more, and wait for it."""
         with self._lock:
             self._require_open()
-            number = self._session.next_id()
+            number = next(self._numbers) & 0xFFFF
             code = int(command)
             packed = HEADER.pack(number, code, 16 + len(payload), 0, 0) + payload
             try:
-                if self._link.exchange(packed, packed[:4] + _DONE, 16, fds) is not None:
+                if self._exchange(packed, packed[:4] + _DONE, 16, fds) is not None:
                     return
                 message = self._reply(number, code)
-            except (ClosedError, ProtocolError):
+            except _BROKEN:
                 self.close()
                 raise
         self._raise_error(message)
@@ -236,7 +244,7 @@ class Client:
         """
         with self._lock:
             self._require_open()
-            number = self._session.next_id()
+            number = next(self._numbers) & 0xFFFF
             self._link.post(wire.request(number, command, payload, reply=False).pack())
 
     def flush(self) -> None:
@@ -249,7 +257,7 @@ class Client:
         """Send several commands at once and wait for their replies, in order; errors included."""
         with self._lock:
             self._require_open()
-            numbers = [self._session.next_id() for _ in commands]
+            numbers = [next(self._numbers) & 0xFFFF for _ in commands]
             try:
                 for number, (command, payload) in zip(numbers, commands, strict=True):
                     self._link.post(wire.request(number, command, payload).pack())
@@ -257,7 +265,7 @@ class Client:
                     self._reply(number, command)
                     for number, (command, _payload) in zip(numbers, commands, strict=True)
                 ]
-            except (ClosedError, ProtocolError):
+            except _BROKEN:
                 self.close()
                 raise
 
@@ -360,8 +368,26 @@ class Client:
 
     def region_read(self, region: int, offset: int, length: int) -> bytes:
         """Read registers, in as many messages as the agreed size asks for."""
-        if 0 < length <= _SMALL:
-            return self._read_small(region, offset, length)
+        if not 0 < length <= _SMALL:
+            return self._read_large(region, offset, length)
+        # A register or two: one pack, one send, one receive, one comparison.
+        with self._lock:
+            if not self._open:
+                self._require_open()
+            number = next(self._numbers) & 0xFFFF
+            packed = _ACCESS.pack(number, _REGION_READ, 32, 0, 0, offset, region, length)
+            try:
+                data = self._exchange(packed, packed[:4] + _HEADS[length], 32 + length)
+                if data is not None:
+                    return data[32:]
+                message = self._reply(number, _REGION_READ)
+            except _BROKEN:
+                self.close()
+                raise
+        self._raise_error(message)
+        return self._checked(message.payload, length)
+
+    def _read_large(self, region: int, offset: int, length: int) -> bytes:
         most = self.agreed.max_data_xfer_size
         parts = []
         for at in range(0, length, most):
@@ -370,24 +396,6 @@ class Client:
             payload = self.request(Command.REGION_READ, request.pack()).payload
             parts.append(self._checked(payload, count))
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _read_small(self, region: int, offset: int, length: int) -> bytes:
-        """A register or two: one pack, one send, one receive, one comparison."""
-        with self._lock:
-            if not self._open:
-                self._require_open()
-            number = self._session.next_id()
-            packed = _ACCESS.pack(number, _REGION_READ, 32, 0, 0, offset, region, length)
-            try:
-                data = self._link.exchange(packed, packed[:4] + _HEADS[length], 32 + length)
-                if data is not None:
-                    return data[32:]
-                message = self._reply(number, _REGION_READ)
-            except (ClosedError, ProtocolError):
-                self.close()
-                raise
-        self._raise_error(message)
-        return self._checked(message.payload, length)
 
     def _checked(self, payload: bytes, length: int) -> bytes:
         """The data of a reply to ``REGION_READ``."""
@@ -409,7 +417,7 @@ class Client:
             with self._lock:
                 if not self._open:
                     self._require_open()
-                number = self._session.next_id()
+                number = next(self._numbers) & 0xFFFF
                 head = _ACCESS.pack(
                     number, _REGION_WRITE, 32 + length, _POSTED, 0, offset, region, length
                 )

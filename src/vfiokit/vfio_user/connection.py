@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
+import select
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from vfiokit.errors import DeviceTimeoutError
+from vfiokit.errors import DeviceTimeoutError, ProtocolError
 from vfiokit.kernel import linux
 from vfiokit.vfio_user.wire import DEFAULT_LIMIT, Framer, Message
 
@@ -69,11 +72,11 @@ class Connection:
 
     # -- in -----------------------------------------------------------------------------------
 
-    def receive(self) -> Message:
-        """The next message.
+    def receive(self, deadline: float | None = None) -> Message:
+        """The next message; ``deadline`` by the monotonic clock replaces the timeout.
 
         Raises :class:`ClosedError` at the end of the stream, :class:`ProtocolError` (fatal) where
-        it cannot be followed, :class:`DeviceTimeoutError` when nothing comes in time.
+        it cannot be followed, :class:`DeviceTimeoutError` when it does not come in time.
         """
         ready = self._ready
         while not ready:
@@ -82,8 +85,22 @@ class Connection:
                 ready.extend(self._framer.feed(rest))
             else:
                 self.flush()
+                if deadline is not None:
+                    self._wait(deadline)
                 self._read()
         return ready.popleft()
+
+    def _wait(self, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise DeviceTimeoutError("the other end did not answer in time")
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left of what was received but the beginning of a message."""
+        return not self._ready and self.at >= len(self.chunk)
 
     def fill(self) -> bool:
         """Wait for something to come; whether :attr:`chunk` holds it, else :meth:`receive` does."""
@@ -99,13 +116,22 @@ class Connection:
         framer = self._framer
         try:
             size = max(_CHUNK, framer.needed) if framer.held else _CHUNK
-            data, control, _flags, _address = self._sock.recvmsg(size, self._ancillary)
+            data, control, flags, _address = self._sock.recvmsg(size, self._ancillary)
         except BlockingIOError:
             raise DeviceTimeoutError(f"the other end said nothing for {self._timeout} s") from None
         except ConnectionError as error:
             raise ClosedError(f"the other end is gone: {error}") from None
         if not data and not control:
             raise ClosedError("the other end closed the connection")
+        if flags & socket.MSG_CTRUNC:
+            # A mapping without its file, or an interrupt without its eventfd, would be another
+            # request than the one that was sent.
+            close_all(_descriptors(control))
+            raise ProtocolError(
+                "descriptors were lost: too many files are open here",
+                errno=errno.EMFILE,
+                fatal=True,
+            )
         if control or framer.held:
             self._ready.extend(framer.feed(data, _descriptors(control)))
         else:

@@ -112,7 +112,11 @@ class Doorbells(Protocol):
         ...
 
     def doorbell_fds(self, region: int) -> Sequence[int]:
-        """Their eventfds, which the device polls."""
+        """Their eventfds, the device's own; the server listens to them."""
+        ...
+
+    def rung(self, region: int, number: int) -> None:
+        """Eventfd ``number`` of ``region`` was written, once or several times."""
         ...
 
 

@@ -26,6 +26,8 @@ _FILE_FLAGS: Final = abi.VFIO_USER_F_DMA_REGION_MMAP | abi.VFIO_USER_F_DMA_REGIO
 _KNOWN: Final = READ | WRITE | _FILE_FLAGS
 _TOP: Final = 1 << 64
 _PAGE: Final = 4096
+_MOST: Final = 64 << 20
+"""Bytes of one read or write of a device."""
 
 Ask = Callable[[int, int], bytes]
 """Reads from the client by message: IOVA and length."""
@@ -160,7 +162,10 @@ class DmaTable:
         made = Mapped(request.address, request.size, request.flags)
         if not fds:
             return made
-        kind, size, sealed = linux.file_facts(fds[0])
+        try:
+            kind, size, sealed = linux.file_facts(fds[0])
+        except OSError as error:
+            raise ProtocolError(f"DMA_MAP with a descriptor that cannot be used: {error}") from None
         if not stat.S_ISREG(kind):
             raise ProtocolError("DMA_MAP with a descriptor that is no file")
         if request.offset % _PAGE or request.offset + request.size > size:
@@ -224,6 +229,7 @@ class DmaTable:
 
     def read(self, iova: int, length: int, ask: Ask) -> bytes:
         """Memory of the client; ``ask`` gets what no descriptor leads to. :class:`DmaFault`."""
+        _check_length("read", iova, length)
         parts: list[bytes] = []
         for mapped, start, taken in list(self._pieces("read", iova, length, READ)):
             view = mapped.view()
@@ -237,9 +243,13 @@ class DmaTable:
 
     def write(self, iova: int, data: bytes | bytearray | memoryview, tell: Tell) -> None:
         """Memory of the client; ``tell`` sends what no descriptor leads to. :class:`DmaFault`."""
-        at, source = 0, memoryview(data)
+        at, source = 0, memoryview(data).cast("B")
+        _check_length("write", iova, len(source))
         # Looked up before the first byte goes: a write that cannot end does not begin.
-        for mapped, start, taken in list(self._pieces("write", iova, len(source), WRITE)):
+        pieces = list(self._pieces("write", iova, len(source), WRITE))
+        if self.log is not None:
+            self.log(iova, len(source))
+        for mapped, start, taken in pieces:
             piece = source[at : at + taken]
             view = mapped.view()
             if view is not None:
@@ -249,18 +259,30 @@ class DmaTable:
             else:
                 tell(mapped.address + start, bytes(piece))
             at += taken
-        if self.log is not None:
-            self.log(iova, len(source))
+
+
+def _check_length(what: str, iova: int, length: int) -> None:
+    """A client's registers say how much; what it can ask for has an end."""
+    if not 0 <= length <= _MOST:
+        raise DmaFault(what, iova, length, f"more than {_MOST:#x} bytes at once", errno.E2BIG)
 
 
 def _read_file(mapped: Mapped, start: int, length: int) -> bytes:
-    data = linux.LinuxKernel().pread(mapped.fd, length, mapped.offset + start)
+    at = mapped.address + start
+    try:
+        data = linux.LinuxKernel().pread(mapped.fd, length, mapped.offset + start)
+    except OSError as error:
+        raise DmaFault("read", at, length, f"the client's file: {error.strerror}") from error
     if len(data) != length:
-        raise DmaFault("read", mapped.address + start, length, "the client's file has shrunk")
+        raise DmaFault("read", at, length, "the client's file has shrunk")
     return data
 
 
 def _write_file(mapped: Mapped, start: int, piece: memoryview) -> None:
-    written = linux.LinuxKernel().pwrite(mapped.fd, piece, mapped.offset + start)
+    at = mapped.address + start
+    try:
+        written = linux.LinuxKernel().pwrite(mapped.fd, piece, mapped.offset + start)
+    except OSError as error:
+        raise DmaFault("write", at, len(piece), f"the client's file: {error.strerror}") from error
     if written != len(piece):
-        raise DmaFault("write", mapped.address + start, len(piece), "the client's file is full")
+        raise DmaFault("write", at, len(piece), "the client's file is full")

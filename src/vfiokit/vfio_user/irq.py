@@ -5,7 +5,6 @@ Source: Linux ``include/uapi/linux/vfio.h`` (``VFIO_DEVICE_SET_IRQS``); libvfio-
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,6 +12,7 @@ from vfiokit.abi import vfio as abi
 from vfiokit.errors import ProtocolError
 from vfiokit.kernel import linux
 from vfiokit.vfio_user.payload import IrqInfo, SetIrqs
+from vfiokit.vfio_user.poller import Poller
 
 INTX: Final = abi.VFIO_PCI_INTX_IRQ_INDEX
 _SINGLE: Final = (abi.VFIO_PCI_ERR_IRQ_INDEX, abi.VFIO_PCI_REQ_IRQ_INDEX)
@@ -25,10 +25,16 @@ _TRIGGER: Final = abi.VFIO_IRQ_SET_ACTION_TRIGGER
 
 
 class IrqTable:
-    """Interrupts of one connection; ``counts`` are the device's vectors by index."""
+    """Interrupts of one connection; ``counts`` are the device's vectors by index.
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    ``poller`` listens to the eventfds by which a client masks and unmasks the pin without a
+    message, as KVM does it at the end of a guest's interrupt.
+    """
+
+    def __init__(self, counts: Sequence[int], poller: Poller) -> None:
         self._counts = tuple(counts)
+        self._poller = poller
+        self._pin_fds: dict[int, int] = {}
         self._eventfds: list[dict[int, int]] = [{} for _ in self._counts]
         self._level = False
         self._masked = False
@@ -46,8 +52,8 @@ class IrqTable:
         return IrqInfo(index, flags, count)
 
     def vectors(self, index: int) -> frozenset[int]:
-        """The vectors of ``index`` that have an eventfd."""
-        return frozenset(self._eventfds[index])
+        """The vectors of ``index`` that have an eventfd; :class:`ProtocolError` as :meth:`info`."""
+        return frozenset(self._eventfds[self._known(index)])
 
     def set(self, request: SetIrqs, fds: Sequence[int]) -> None:
         """Do what ``DEVICE_SET_IRQS`` asks; descriptors that are kept are this table's.
@@ -61,16 +67,18 @@ class IrqTable:
         action = request.flags & abi.VFIO_IRQ_SET_ACTION_TYPE_MASK
         numbers = range(request.start, request.start + request.count)
         if action != _TRIGGER:
-            # An eventfd that masks or unmasks would need somebody to poll it; like libvfio-user,
-            # accepted and not used.
-            for fd in fds:
-                linux.close(fd)
-            if index == INTX and (kind == _NONE or (kind == _BOOL and request.values[0])):
+            # Here for the pin only: all others are refused above.
+            if kind == _EVENTFD:
+                self._mask_by(action, fds[0] if fds else -1)
+            elif kind == _NONE or request.values[0]:
                 self._mask_pin(action == _MASK)
         elif kind == _EVENTFD:
             self._assign(index, numbers, fds)
         elif kind == _NONE and not request.count:
             self._assign(index, range(self._counts[index]), ())
+            if index == INTX:
+                for way in (_MASK, _UNMASK):
+                    self._mask_by(way, -1)
         else:
             for number in numbers:
                 if kind == _NONE or request.values[number - request.start]:
@@ -94,6 +102,8 @@ class IrqTable:
             raise ProtocolError("DEVICE_SET_IRQS of no vector")
         if fds and (kind != _EVENTFD or len(fds) != request.count):
             raise ProtocolError(f"DEVICE_SET_IRQS of {request.count} with {len(fds)} descriptors")
+        if not all(map(linux.is_eventfd, fds)):
+            raise ProtocolError("DEVICE_SET_IRQS with a descriptor that is no eventfd")
         if request.index in _SINGLE and action != _TRIGGER:
             raise ProtocolError(f"index {request.index} can only be triggered")
         if request.index != INTX and action != _TRIGGER:
@@ -119,9 +129,7 @@ class IrqTable:
         fd = self._eventfds[index].get(vector, -1)
         if fd < 0:
             return False
-        # A counter at its limit has been signalled often enough.
-        with contextlib.suppress(OSError):
-            linux.eventfd_write(fd)
+        linux.signal_eventfd(fd)
         return True
 
     def set_level(self, level: bool) -> None:
@@ -133,12 +141,24 @@ class IrqTable:
         if self._level and not self._masked and self.signal(INTX, 0):
             self._masked = True
 
+    def _mask_by(self, action: int, fd: int) -> None:
+        """Mask or unmask the pin whenever ``fd`` is written; -1 ends that."""
+        before = self._pin_fds.pop(action, -1)
+        if before >= 0:
+            self._poller.forget(before)
+            linux.close(before)
+        if fd >= 0:
+            self._pin_fds[action] = fd
+            self._poller.watch(fd, lambda: self._mask_pin(action == _MASK))
+
     def _mask_pin(self, masked: bool) -> None:
         self._masked = masked
         self._signal_pin()
 
     def clear(self) -> None:
         """Close every eventfd."""
+        for action in (_MASK, _UNMASK):
+            self._mask_by(action, -1)
         for table in self._eventfds:
             while table:
                 _number, fd = table.popitem()

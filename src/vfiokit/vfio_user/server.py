@@ -9,11 +9,12 @@ Source: QEMU ``docs/interop/vfio-user.rst``; refusals as libvfio-user has them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import logging
 import socket
 import struct
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -21,15 +22,15 @@ from typing import Final
 from vfiokit.abi import vfio as vfio_abi
 from vfiokit.errors import ProtocolError
 from vfiokit.vfio_user import wire
+from vfiokit.vfio_user.backchannel import BackChannel
 from vfiokit.vfio_user.connection import ClosedError, Connection, close_all
 from vfiokit.vfio_user.device import Device, Doorbells, ServedRegion
-from vfiokit.vfio_user.dma import DmaFault, DmaTable
+from vfiokit.vfio_user.dma import DmaTable
 from vfiokit.vfio_user.feature import FeatureSet
 from vfiokit.vfio_user.irq import IrqTable
 from vfiokit.vfio_user.payload import (
     ACCESS,
     DeviceInfo,
-    DmaAccess,
     DmaMap,
     DmaUnmap,
     Feature,
@@ -41,13 +42,13 @@ from vfiokit.vfio_user.payload import (
     pack_count,
     unpack_writes,
 )
+from vfiokit.vfio_user.poller import Poller
 from vfiokit.vfio_user.session import (
     Capabilities,
     Session,
     State,
     Version,
     answer,
-    check_reply,
     message_limit,
 )
 from vfiokit.vfio_user.wire import HEADER, HEADER_SIZE, Command, Message
@@ -59,9 +60,6 @@ _ACCESS: Final = struct.Struct("<HHIIIQII")
 """Header and head of a region access in one."""
 _SMALL: Final = 64
 """Bytes of a register access that goes without ceremony."""
-_ASK_PIECE: Final = 32768
-"""Bytes asked for by one ``DMA_READ``: QEMU loses the rest of a reply that the kernel takes in
-parts, and up to here it takes it whole or not at all (Linux ``unix_stream_sendmsg``)."""
 _NO_REPLY: Final = 0x10
 _READ: Final = int(Command.REGION_READ)
 _WRITE: Final = int(Command.REGION_WRITE)
@@ -78,11 +76,18 @@ class Server:
     """
 
     def __init__(
-        self, device: Device, *, limits: Capabilities = DEFAULT, observer: Observer | None = None
+        self,
+        device: Device,
+        *,
+        limits: Capabilities = DEFAULT,
+        observer: Observer | None = None,
+        dma_timeout: float = 30.0,
     ) -> None:
+        """``dma_timeout`` is how many seconds a client has to answer a request of the device's."""
         self.device = device
         self.limits = limits
         self.observer = observer
+        self.dma_timeout = dma_timeout
         self._client: _Client | None = None
 
     def serve(self, sock: socket.socket) -> str:
@@ -111,13 +116,13 @@ class _Client:
         self._device = server.device
         self._observer = server.observer
         self._link = Connection(sock, limit=message_limit(server.limits))
-        self._twin: Connection | None = None
         self._session = Session(True, server.limits)
+        self._channel = BackChannel(self._link, self._session, timeout=server.dma_timeout)
         self._dma = DmaTable(max_maps=server.limits.max_dma_maps)
-        self._irqs = IrqTable(server.device.irq_counts)
+        self._poller = Poller(self._link.fileno())
+        self._irqs = IrqTable(server.device.irq_counts, self._poller)
         self._features = FeatureSet(server.device, self._dma)
         self._regions = tuple(server.device.regions)
-        self._later: deque[Message] = deque()
         self._most = server.limits.max_data_xfer_size
         self._connected = False
         self._handlers: dict[Command, Callable[[Message], bytes | None]] = {
@@ -140,21 +145,29 @@ class _Client:
 
     def run(self) -> str:
         """Until the stream ends."""
-        link, later = self._link, self._later
+        link, channel, session = self._link, self._channel, self._session
+        later = channel.later
         try:
-            while True:
+            while session.state is not State.CLOSED:
                 if later:
-                    self._handle(later.popleft())
-                elif not (link.fill() and self._take_small()) and not later:
+                    self._handle(channel.take())
+                    continue
+                if self._poller.active and link.idle:
+                    link.flush()
+                    self._poller.wait()
+                if not (link.fill() and self._take_small()) and not later:
                     self._handle(link.receive())
-        except ClosedError as end:
-            return str(end)
         except ProtocolError as error:
+            with contextlib.suppress(OSError):
+                link.flush()
             return f"the client broke the protocol: {error}"
+        except OSError as end:
+            return str(end)
+        return channel.broken
 
     def interrupt(self) -> None:
         """Let whatever waits for the client see the end of the stream."""
-        for link in (self._link, self._twin):
+        for link in (self._link, self._channel.twin):
             if link is not None:
                 link.shut_down()
 
@@ -162,13 +175,14 @@ class _Client:
         """Give everything of the client's back."""
         self._session.state = State.CLOSED
         if self._connected:
-            self._device.disconnect()
-        for message in self._later:
-            close_all(message.fds)
+            try:
+                self._device.disconnect()
+            except Exception as error:  # noqa: BLE001  # see _handle
+                _log.error("%s failed as its client left", self._device.name, exc_info=error)
+        self._channel.close()
         self._irqs.clear()
+        self._poller.close()
         self._dma.clear()
-        if self._twin is not None:
-            self._twin.close()
         self._link.close()
 
     # -- one message --------------------------------------------------------------------------
@@ -196,7 +210,8 @@ class _Client:
     def _failed(self, message: Message, error: Exception) -> None:
         """The device refused, or has a mistake of its own: tell the client, and go on."""
         if isinstance(error, OSError):
-            self._refuse(message, error.errno or errno.EIO, str(error))
+            code = error.errno or 0
+            self._refuse(message, code if 0 < code < 4096 else errno.EIO, str(error))
             return
         _log.error("%s failed at %s", self._device.name, message.name, exc_info=error)
         self._refuse(message, errno.EIO, "the device failed")
@@ -240,6 +255,8 @@ class _Client:
             try:
                 if reads:
                     data = device.region_read(index, offset, count)
+                    if len(data) != count:
+                        raise _wrong_length(data, count)
                     head = HEADER.pack(number, _READ, 32 + count, _REPLY, 0)
                     link.post(head + chunk[at + 16 : at + 32] + data)
                 else:
@@ -260,17 +277,21 @@ class _Client:
     def _version(self, message: Message) -> bytes | None:
         offer = Version.unpack(message.payload)
         reply = answer(offer, self._session.own)
-        self._session.agreed(reply, offer.capabilities)
-        self._most = reply.capabilities.max_data_xfer_size
-        self._connected = True
         self._device.connect(self)
-        if not reply.capabilities.twin_socket:
+        self._connected = True
+        self._most = reply.capabilities.max_data_xfer_size
+        self._session.agreed(reply, offer.capabilities)
+        if not reply.capabilities.twin_socket or not message.wants_reply:
             return reply.pack()
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # too many files are open
+            _log.warning("no twin socket: %s", error)
+            shared = replace(reply.capabilities, twin_socket=False)
+            return replace(reply, capabilities=shared).pack()
         with theirs:
-            self._twin = Connection(ours, limit=message_limit(self._session.own))
-            packed = replace(reply, twin_fd=0).pack()
-            self._link.send(wire.reply(message, packed, [theirs.fileno()]))
+            self._channel.twin = Connection(ours, limit=message_limit(self._session.own))
+            self._answer(message, replace(reply, twin_fd=0).pack(), [theirs.fileno()])
         return None
 
     # -- memory -------------------------------------------------------------------------------
@@ -285,56 +306,12 @@ class _Client:
         return request.pack()
 
     def dma_read(self, iova: int, length: int) -> bytes:
-        """The client's memory; :class:`DmaFault`."""
-        return self._dma.read(iova, length, self._ask)
+        """The client's memory; :class:`~vfiokit.vfio_user.dma.DmaFault`."""
+        return self._dma.read(iova, length, self._channel.read)
 
     def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
-        """The client's memory; :class:`DmaFault`."""
-        self._dma.write(iova, data, self._tell)
-
-    def _ask(self, iova: int, length: int) -> bytes:
-        most, parts = min(self._session.peer.max_data_xfer_size, _ASK_PIECE), []
-        for at in range(0, length, most):
-            count = min(most, length - at)
-            request = DmaAccess(iova + at, count)
-            payload = self._exchange(Command.DMA_READ, request, iova + at, count)
-            got = DmaAccess.unpack(payload, data=True)
-            if (got.address, got.count) != (iova + at, count):
-                raise ProtocolError("a reply to another DMA_READ than was asked", fatal=True)
-            parts.append(got.data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _tell(self, iova: int, data: bytes) -> None:
-        most = self._session.peer.max_data_xfer_size
-        for at in range(0, len(data), most):
-            piece = data[at : at + most]
-            request = DmaAccess(iova + at, len(piece), piece)
-            self._exchange(Command.DMA_WRITE, request, iova + at, len(piece))
-
-    def _exchange(self, command: Command, request: DmaAccess, iova: int, length: int) -> bytes:
-        """Send a command of the server's own and wait for its reply.
-
-        Commands of the client that come first on the common socket wait until it is there.
-        """
-        what = command.name.removeprefix("DMA_").lower()
-        if self._session.state is not State.AGREED:
-            raise DmaFault(what, iova, length, "the client is gone")
-        number = self._session.next_id()
-        link = self._twin or self._link
-        try:
-            link.send(wire.request(number, command, request.pack()))
-            while not (message := link.receive()).is_reply:
-                self._later.append(message)
-        except (ClosedError, ProtocolError) as error:
-            self._session.state = State.CLOSED
-            raise DmaFault(what, iova, length, f"the client is gone: {error}") from None
-        close_all(message.fds)
-        check_reply(message, number, command)
-        if message.is_error:
-            raise DmaFault(
-                what, iova, length, f"the client answers errno {message.errno}", message.errno
-            )
-        return message.payload
+        """The client's memory; :class:`~vfiokit.vfio_user.dma.DmaFault`."""
+        self._dma.write(iova, data, self._channel.write)
 
     # -- the device ---------------------------------------------------------------------------
 
@@ -373,7 +350,7 @@ class _Client:
     def _region_info(self, message: Message) -> bytes | None:
         request = RegionInfo.unpack(message.payload)
         region = self._region(request.index)
-        shared = region.fd >= 0 and region.size > 0
+        shared = region.fd >= 0 and region.size > 0 and self._session.peer.max_msg_fds > 0
         flags = 0
         if region.size:
             flags = vfio_abi.VFIO_REGION_INFO_FLAG_READ if region.readable else 0
@@ -412,8 +389,24 @@ class _Client:
             )
         reply = RegionIoFds(request.index, entries)
         payload = reply.pack(request.argsz)
-        self._answer(message, payload, fds if request.argsz >= reply.needed else [])
+        if not fds or request.argsz < reply.needed:
+            return payload
+        self._watch_doorbells(self._device, request.index, fds)
+        self._answer(message, payload, fds)
         return None
+
+    def _watch_doorbells(self, device: Doorbells, region: int, fds: list[int]) -> None:
+        """Tell the device when the client's kernel writes one of its eventfds."""
+
+        def rung(number: int) -> None:
+            try:
+                device.rung(region, number)
+            except Exception as error:  # noqa: BLE001  # see _handle
+                _log.error("%s failed at a doorbell", self._device.name, exc_info=error)
+
+        for number, fd in enumerate(fds):
+            self._poller.forget(fd)  # the client asks again
+            self._poller.watch(fd, functools.partial(rung, number))
 
     def _checked(self, index: int, offset: int, count: int) -> ServedRegion:
         region = self._region(index)
@@ -431,6 +424,8 @@ class _Client:
         if not self._checked(index, offset, count).readable:
             raise ProtocolError(f"region {index} cannot be read", errno=errno.EPERM)
         data = self._device.region_read(index, offset, count) if count else b""
+        if len(data) != count:
+            raise _wrong_length(data, count)
         if self._observer is not None:
             self._observer("read", index, offset, data)
         return payload + data
@@ -472,7 +467,7 @@ class _Client:
 
     def _set_irqs(self, message: Message) -> bytes:
         request = SetIrqs.unpack(message.payload)
-        before = self._irqs.vectors(request.index) if request.index < 5 else None
+        before = self._irqs.vectors(request.index)
         self._irqs.set(request, message.fds)
         after = self._irqs.vectors(request.index)
         if after != before:
@@ -486,3 +481,7 @@ class _Client:
     def set_intx(self, level: bool) -> None:
         """Drive the pin."""
         self._irqs.set_level(level)
+
+
+def _wrong_length(data: bytes, count: int) -> ValueError:
+    return ValueError(f"{len(data)} bytes for a read of {count}")

@@ -148,7 +148,7 @@ def answer(offer: Version, own: Capabilities) -> Version:
         max_data_xfer_size=min(own.max_data_xfer_size, theirs.max_data_xfer_size),
         max_dma_maps=min(own.max_dma_maps, theirs.max_dma_maps),
         pgsizes=own.pgsizes & theirs.pgsizes or own.pgsizes,
-        twin_socket=own.twin_socket and theirs.twin_socket,
+        twin_socket=own.twin_socket and theirs.twin_socket and theirs.max_msg_fds > 0,
         write_multiple=own.write_multiple and theirs.write_multiple,
     )
     return Version(min(offer.minor, abi.VFIO_USER_MINOR), agreed)
