@@ -1,7 +1,8 @@
 """Random topologies that QEMU can build, many small trees in one machine.
 
 A tree is one item of a root bus, as blueprint text: what it means for groups does not depend on
-its neighbours, so one boot answers for many. Everything comes from a seed and is the same again.
+its neighbours, so one boot answers for many. Hypothesis draws the trees; everything comes from a
+seed and is the same again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from vfiokit.pci.blueprint import Blueprint, Node, children
 
@@ -52,6 +56,31 @@ def _names(node: Node) -> Iterator[str]:
         yield from _names(child)
 
 
+def trees(number: int, draw: Callable[[Random], str], count: int) -> Iterator[str]:
+    """What ``draw`` makes of the choices that Hypothesis takes: the different ones of ``count``.
+
+    Shuffled, because it begins with the simplest.
+    """
+    found: list[str] = []
+
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @seed(number)
+    @given(st.randoms(use_true_random=False))
+    def example(random: Random) -> None:
+        found.append(draw(random))
+
+    example()
+    different = sorted(set(found))
+    Random(number).shuffle(different)
+    return iter(different)
+
+
 class Artist:
     """Draws; without ``bridges``, nothing with a conventional bus behind a bridge."""
 
@@ -59,33 +88,47 @@ class Artist:
         self._random = random
         self._bridges = bridges
 
-    def machine(self) -> Drawn:
-        """A machine of three host bridges, the first with every kind of tree."""
-        first = self._bus(self._item, MOST_IO_WINDOWS)
-        second, third = (self._bus(self._ports, 2) for _ in range(2))
+    def machine(self, number: int) -> Drawn:
+        """Machine ``number``: three host bridges, the first with every kind of tree."""
+        items = trees(number, lambda random: Artist(random, bridges=self._bridges)._item(), 300)
+        ports = trees(number, lambda random: Artist(random, bridges=self._bridges)._ports(), 300)
+        first = self._bus(items, MOST_IO_WINDOWS)
+        second, third = (self._bus(ports, 2) for _ in range(2))
         text = (
             f"{', '.join(first)}, hb bus={SECOND_BUS:x}({', '.join(second)}), "
             f"hb bus={THIRD_BUS:x}({', '.join(third)})"
         )
         return Drawn(text, (*first, *second, *third), Blueprint.parse(text))
 
-    def _bus(self, draw: Callable[[], str], io_windows: int) -> list[str]:
-        trees: list[str] = []
-        while len(trees) < MOST_DEVICES:
-            tree = draw()
-            wanted = [*trees, tree]
-            if tree in trees or sum(text.count("pci-bridge") for text in wanted) > io_windows:
+    def _bus(self, drawn: Iterator[str], io_windows: int) -> list[str]:
+        """As many different trees as one host bridge has room for."""
+        taken: list[str] = []
+        for tree in drawn:
+            wanted = [*taken, tree]
+            if sum(text.count("pci-bridge") for text in wanted) > io_windows:
                 continue
             if _buses(wanted) > MOST_BUSES:
                 break
-            trees = wanted
-        return trees
+            taken = wanted
+            if len(taken) == MOST_DEVICES:
+                break
+        return taken
+
+    def _pick(self, kinds: list[str], weights: list[float]) -> str:
+        """One of ``kinds``; Hypothesis's ``Random`` does not look at weights by itself."""
+        at = self._random.random() * sum(weights)
+        possible = [(kind, weight) for kind, weight in zip(kinds, weights, strict=True) if weight]
+        for kind, weight in possible:
+            if at < weight:
+                return kind
+            at -= weight
+        return possible[-1][0]
 
     def _item(self) -> str:
         """Something on the first root bus."""
         kinds = ["ports", "function", "slot", "pci-bridge", "pcie-pci-bridge"]
         weights = [12, 2, 3, 1, 1] if self._bridges else [12, 2, 3, 0, 0]
-        match self._random.choices(kinds, weights)[0]:
+        match self._pick(kinds, weights):
             case "ports":
                 return self._ports()
             case "function":
@@ -111,7 +154,7 @@ class Artist:
         """What is below a port; may be nothing."""
         kinds = ["function", "slot", "sw", "pcie-pci-bridge", "vfs", "nothing"]
         weights = [4, 3, 4 if depth < 3 else 0, 1.5 if self._bridges else 0, 1, 0.5]
-        match self._random.choices(kinds, weights)[0]:
+        match self._pick(kinds, weights):
             case "function":
                 return self._random.choice(EXPRESS)
             case "slot":
@@ -141,7 +184,7 @@ class Artist:
         items = []
         for _ in range(self._random.randint(1, 3)):
             kinds, weights = ["function", "slot", "pci-bridge"], [4, 2, 2 if depth < 3 else 0]
-            match self._random.choices(kinds, weights)[0]:
+            match self._pick(kinds, weights):
                 case "function":
                     items.append(self._random.choice(CONVENTIONAL))
                 case "slot":

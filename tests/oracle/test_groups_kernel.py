@@ -63,7 +63,7 @@ BOOTS = (
 
 def draw(boot: Boot) -> tuple[Drawn, str]:
     artist = Artist(Random(f"{SEED} {BOOTS.index(boot)}"), bridges=boot.bridges)
-    drawn = artist.machine()
+    drawn = artist.machine(1000 * SEED + BOOTS.index(boot))
     return drawn, artist.acs_parameter(drawn) if boot.acs_parameter else ""
 
 
