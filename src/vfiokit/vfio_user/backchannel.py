@@ -91,6 +91,7 @@ class BackChannel:
     def _lost(self, what: str, iova: int, length: int, reason: str) -> DmaFault:
         """The client cannot be talked to any more."""
         self._session.state = State.CLOSED
+        self._link.rouse()
         self.broken = self.broken or f"no answer to a DMA {what}: {reason}"
         return DmaFault(what, iova, length, f"the client is gone: {reason}")
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vfiokit.errors import DeviceTimeoutError, ProtocolError
@@ -54,6 +54,8 @@ class Connection:
         self._out: list[bytes] = []
         self._held = 0
         self._timeout = timeout
+        self._fresh = False
+        """Whether :meth:`serve_alone` has to end: something was received meanwhile."""
         self.chunk = b""
         """What was received last, if it begins a message and no descriptors came with it."""
         self.at = 0
@@ -113,14 +115,19 @@ class Connection:
         return self.at < len(self.chunk)
 
     def _read(self) -> None:
-        framer = self._framer
+        held = self._framer.held
         try:
-            size = max(_CHUNK, framer.needed) if framer.held else _CHUNK
+            size = max(_CHUNK, self._framer.needed) if held else _CHUNK
             data, control, flags, _address = self._sock.recvmsg(size, self._ancillary)
         except BlockingIOError:
             raise DeviceTimeoutError(f"the other end said nothing for {self._timeout} s") from None
         except ConnectionError as error:
             raise ClosedError(f"the other end is gone: {error}") from None
+        self._take(data, control, flags)
+
+    def _take(self, data: bytes, control: list[tuple[int, int, bytes]], flags: int) -> None:
+        """What was received goes where :meth:`fill` and :meth:`receive` look."""
+        self._fresh = True
         if not data and not control:
             raise ClosedError("the other end closed the connection")
         if flags & socket.MSG_CTRUNC:
@@ -132,10 +139,46 @@ class Connection:
                 errno=errno.EMFILE,
                 fatal=True,
             )
-        if control or framer.held:
-            self._ready.extend(framer.feed(data, _descriptors(control)))
+        if control or self._framer.held:
+            self._ready.extend(self._framer.feed(data, _descriptors(control)))
         else:
             self.chunk, self.at = data, 0
+
+    def serve_alone(self, length: int, handle: Callable[[bytes], bytes | None]) -> bool:
+        """Send what ``handle`` makes of each message of ``length`` bytes that comes alone.
+
+        The shortest way that a request can take. Returns when anything else came, or where
+        ``handle`` says ``None``: then :meth:`fill` and :meth:`receive` find it. To be called when
+        the stream is :attr:`idle`; false, without waiting, within a message. An empty answer is
+        none.
+        """
+        if self._framer.held:
+            return False
+        if self._out:
+            self.flush()
+        sock, ancillary = self._sock, self._ancillary
+        self._fresh = False
+        try:
+            while True:
+                data, control, flags, _address = sock.recvmsg(_CHUNK, ancillary)
+                if len(data) != length or control:
+                    self._take(data, control, flags)
+                    return True
+                answer = handle(data)
+                if not answer or self._fresh:  # or the device waited for the client, and so read on
+                    if answer:
+                        self.post(answer)
+                    elif answer is None:
+                        self.chunk, self.at = data, 0
+                    return True
+                if sock.send(answer) < len(answer):
+                    raise ClosedError("the other end takes no whole message")
+        except ConnectionError as error:
+            raise ClosedError(f"the other end is gone: {error}") from None
+
+    def rouse(self) -> None:
+        """End :meth:`serve_alone` after the message at hand."""
+        self._fresh = True
 
     def exchange(
         self, packed: bytes, head: bytes, length: int, fds: Sequence[int] = ()

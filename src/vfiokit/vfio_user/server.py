@@ -123,8 +123,11 @@ class _Client:
         self._irqs = IrqTable(server.device.irq_counts, self._poller)
         self._features = FeatureSet(server.device, self._dma)
         self._regions = tuple(server.device.regions)
+        self._readable = tuple(each.size if each.readable else 0 for each in self._regions)
         self._most = server.limits.max_data_xfer_size
         self._connected = False
+        self._plain = False
+        """Whether small accesses need nothing but the device: a client, and no observer."""
         self._handlers: dict[Command, Callable[[Message], bytes | None]] = {
             Command.VERSION: self._version,
             Command.DMA_MAP: self._dma_map,
@@ -152,9 +155,12 @@ class _Client:
                 if later:
                     self._handle(channel.take())
                     continue
-                if self._poller.active and link.idle:
-                    link.flush()
-                    self._poller.wait()
+                if link.idle:
+                    if self._poller.active:
+                        link.flush()
+                        self._poller.wait()
+                    elif self._plain and link.serve_alone(_ACCESS.size, self._read_alone):
+                        continue
                 if not (link.fill() and self._take_small()) and not later:
                     self._handle(link.receive())
         except ProtocolError as error:
@@ -221,15 +227,39 @@ class _Client:
         if message.wants_reply:
             self._link.post(wire.error_reply(message, code).pack())
 
+    def _read_alone(self, data: bytes) -> bytes | None:
+        """The reply to a read of a register or two; ``None`` for whatever else it may be."""
+        number, command, size, flags, _error, offset, index, count = _ACCESS.unpack(data)
+        readable = self._readable
+        if (
+            command != _READ
+            or size != 32
+            or flags
+            or index >= len(readable)
+            or not 0 < count <= _SMALL
+            or offset + count > readable[index]
+        ):
+            return None
+        try:
+            found = self._device.region_read(index, offset, count)
+            if len(found) != count:
+                raise _wrong_length(found, count)
+        except ClosedError:
+            raise
+        except Exception as error:  # noqa: BLE001  # see _handle
+            self._failed(Message(number, command, flags), error)
+            return b""
+        return _ACCESS.pack(number, _READ, 32 + count, _REPLY, 0, offset, index, count) + found
+
     def _take_small(self) -> bool:
         """Deal with the small register accesses at the head of what came; whether that was all.
 
         They need no :class:`Message`. What is out of line is left to those who check everything.
         """
         link, regions, device = self._link, self._regions, self._device
-        if not self._connected or self._observer is not None:
+        if not self._plain:
             return False
-        chunk, unpack = link.chunk, _ACCESS.unpack_from
+        chunk, unpack, pack = link.chunk, _ACCESS.unpack_from, _ACCESS.pack
         while len(chunk) - link.at >= 32:
             at = link.at
             number, command, size, flags, _error, offset, index, count = unpack(chunk, at)
@@ -257,13 +287,12 @@ class _Client:
                     data = device.region_read(index, offset, count)
                     if len(data) != count:
                         raise _wrong_length(data, count)
-                    head = HEADER.pack(number, _READ, 32 + count, _REPLY, 0)
-                    link.post(head + chunk[at + 16 : at + 32] + data)
+                    size = 32 + count
+                    link.post(pack(number, _READ, size, _REPLY, 0, offset, index, count) + data)
                 else:
                     device.region_write(index, offset, chunk[at + 32 : at + size])
                     if not flags:
-                        head = HEADER.pack(number, _WRITE, 32, _REPLY, 0)
-                        link.post(head + chunk[at + 16 : at + 32])
+                        link.post(pack(number, _WRITE, 32, _REPLY, 0, offset, index, count))
             except ClosedError:
                 raise
             except Exception as error:  # noqa: BLE001  # see _handle
@@ -279,6 +308,7 @@ class _Client:
         reply = answer(offer, self._session.own)
         self._device.connect(self)
         self._connected = True
+        self._plain = self._observer is None
         self._most = reply.capabilities.max_data_xfer_size
         self._session.agreed(reply, offer.capabilities)
         if not reply.capabilities.twin_socket or not message.wants_reply:
