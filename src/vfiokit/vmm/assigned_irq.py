@@ -1,0 +1,287 @@
+"""Interrupts of an assigned function: the device's eventfds on one side, the guest's on the other.
+
+The guest chooses among INTx, MSI and MSI-X by its capabilities, which are emulated; the device is
+switched to match through VFIO. Source: QEMU ``hw/vfio/pci.c`` (``vfio_msix_vector_do_use``,
+``vfio_intx_enable``), Linux ``vfio_pci_intrs.c``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vfiokit.abi import pci_regs as regs
+from vfiokit.errors import KernelError
+from vfiokit.pci.capability import capabilities
+from vfiokit.pci.config import ConfigSpace
+from vfiokit.vfio import Device, Vector
+from vfiokit.vmm.guest_function import COMMAND_INTX_DISABLE
+from vfiokit.vmm.msi import MsiVectors
+from vfiokit.vmm.msix import Message, MsixVectors
+from vfiokit.vmm.policy import Delivery
+
+if TYPE_CHECKING:
+    from vfiokit.vmm.assigned import AssignedFunction
+    from vfiokit.vmm.pci_bus import InterruptHost
+
+
+class Mode(Enum):
+    """Which interrupts of the device are on."""
+
+    NONE = "none"
+    INTX = "intx"
+    MSI = "msi"
+    MSIX = "msix"
+
+
+class AssignedInterrupts:
+    """All interrupts of one assigned function."""
+
+    def __init__(
+        self,
+        function: AssignedFunction,
+        device: Device,
+        snapshot: ConfigSpace,
+        delivery: Delivery,
+    ) -> None:
+        self._function = function
+        self._device = device
+        self._config = function.config
+        self._untouched = delivery is Delivery.UNTOUCHED
+        self.mode = Mode.NONE
+        self.asserted = False
+        """Whether the pin is high for the guest: the device's is masked until its end."""
+        self.failures: list[str] = []
+        """What the host refused, in words: vectors that it could not give."""
+        self.msix: MsixVectors | None = None
+        self.msi: MsiVectors | None = None
+        self._msix_at = 0
+        listed = capabilities(snapshot)
+        msix, msi = listed.find(regs.PCI_CAP_ID_MSIX), listed.find(regs.PCI_CAP_ID_MSI)
+        if msix is not None:
+            self._msix_at = msix.offset
+            count = (snapshot.u16(msix.offset + 2) & regs.PCI_MSIX_FLAGS_QSIZE) + 1
+            self.msix = MsixVectors(count, self._send, self._use)
+            self._config.watch(msix.offset + 2, 2, self._msix_written)
+        if msi is not None:
+            self.msi = MsiVectors(self._config, msi, self._send, self._msi_changed)
+        self._watched: dict[int, Vector] = {}
+
+    @property
+    def _host(self) -> InterruptHost | None:
+        bus = self._function.bus
+        return None if bus is None else bus.host
+
+    # -- modes --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take the pin's interrupts, as long as the guest asked for no messages."""
+        if self.mode is not Mode.NONE or not self._device.intx.count or self._host is None:
+            return
+        (vector,) = self._device.intx.enable()
+        self.mode = Mode.INTX
+        self._watch(vector, self._pin_raised)
+
+    def stop(self) -> None:
+        """Take no interrupts at all."""
+        self._lower()
+        for fd in self._watched:
+            if self._host is not None:
+                self._host.unwatch(fd)
+        self._watched.clear()
+        mode, self.mode = self.mode, Mode.NONE
+        if self._device.closed:
+            return
+        if mode is Mode.INTX:
+            self._device.intx.disable()
+        elif mode is Mode.MSI:
+            self._device.msi.disable()
+        elif mode is Mode.MSIX:
+            self._device.msix.disable()
+
+    def reset(self) -> None:
+        """As after power-on: no messages."""
+        self.stop()
+        if self.msix is not None:
+            self.msix.reset()
+            control = self._config.get(self._msix_at + 2, 2)
+            self._config.set(self._msix_at + 2, 2, control & regs.PCI_MSIX_FLAGS_QSIZE)
+        if self.msi is not None:
+            self.msi.reset()
+
+    def _watch(self, vector: Vector, action: partial[None] | Any) -> None:  # noqa: ANN401
+        fd = vector.fileno()
+        self._watched[fd] = vector
+
+        def signalled() -> None:
+            if vector.poll():
+                action()
+
+        if self._host is not None:
+            self._host.watch(fd, signalled)
+
+    def _send(self, vector: int, message: Message) -> None:
+        del vector
+        if self._host is not None:
+            self._host.message(self._function, message.address, message.data)
+
+    # -- MSI-X --------------------------------------------------------------------------------
+
+    def _msix_written(self, offset: int, width: int) -> None:
+        del offset, width
+        control = self._config.get(self._msix_at + 2, 2)
+        self._set_msix(
+            enabled=bool(control & regs.PCI_MSIX_FLAGS_ENABLE),
+            function_masked=bool(control & regs.PCI_MSIX_FLAGS_MASKALL),
+        )
+
+    def _set_msix(self, *, enabled: bool, function_masked: bool) -> None:
+        assert self.msix is not None
+        if enabled and self.mode is not Mode.MSIX:
+            self.stop()
+            self.mode = Mode.MSIX
+            if self._untouched:
+                self._hand_over()
+        pending = self.msix.pending
+        self.msix.set_control(enabled=enabled, function_masked=function_masked)
+        if enabled and not self._device.msix.vectors:
+            # The device must be in its MSI-X mode even while the guest masks everything.
+            self._enable_vectors(0, 1)
+        if not enabled and self.mode is Mode.MSIX:
+            self.stop()
+            self.start()
+        if pending != self.msix.pending:
+            self._function.update_decoding()
+
+    def _hand_over(self) -> None:
+        """Switch MSI-X on, and leave in the table what the guest wrote there before.
+
+        The kernel writes messages of its own when it enables vectors.
+        """
+        place = self._function.msix_place
+        assert place is not None
+        window = self._device.region(place.table.bar).map()
+        offsets = range(place.table.offset, place.table.offset + place.table.length, 4)
+        before = [window.read32(offset) for offset in offsets]
+        self._enable_vectors(0, self._device.msix.count)
+        for offset, value in zip(offsets, before, strict=True):
+            window.write32(offset, value)
+        window.close()
+
+    def _use(self, vector: int) -> None:
+        """The guest unmasked ``vector``: let the device have it."""
+        if self.mode is not Mode.MSIX or vector in self._device.msix.vectors:
+            return
+        msix = self._device.msix
+        if msix.resizable or not msix.vectors:
+            self._enable_vectors(vector, 1)
+            return
+        # Vectors cannot be added one by one: take what came, then enable more of them.
+        highest = max(vector, *msix.vectors)
+        for number, active in msix.vectors.items():
+            if active.poll() and self.msix is not None:
+                self.msix.fire(number)
+        self._forget_watches()
+        msix.disable()
+        self._enable_vectors(0, highest + 1)
+
+    def _enable_vectors(self, start: int, count: int) -> None:
+        try:
+            made = self._device.msix.enable(count, start=start)
+        except KernelError as error:
+            self.failures.append(str(error))
+            return
+        for number, vector in enumerate(made, start):
+            self._watch(vector, partial(self._msix_raised, number))
+
+    def _forget_watches(self) -> None:
+        for fd in self._watched:
+            if self._host is not None:
+                self._host.unwatch(fd)
+        self._watched.clear()
+
+    def _msix_raised(self, vector: int) -> None:
+        assert self.msix is not None
+        pending = self.msix.pending
+        self.msix.fire(vector)
+        if bool(pending) != bool(self.msix.pending):
+            self._function.update_decoding()
+
+    # -- MSI ----------------------------------------------------------------------------------
+
+    def _msi_changed(self) -> None:
+        assert self.msi is not None
+        if not self.msi.enabled:
+            if self.mode is Mode.MSI:
+                self.stop()
+                self.start()
+            return
+        if self.mode is Mode.MSIX:
+            return  # a function that enables both is in error; MSI-X stays
+        self.stop()
+        self.mode = Mode.MSI
+        try:
+            made = self._device.msi.enable(min(self.msi.count, self._device.msi.count))
+        except KernelError as error:
+            self.failures.append(str(error))
+            return
+        for number, vector in enumerate(made):
+            self._watch(vector, partial(self.msi.fire, number))
+
+    # -- the pin ------------------------------------------------------------------------------
+
+    def _pin_raised(self) -> None:
+        """The kernel masked the pin and signalled it."""
+        self.asserted = True
+        if self._host is not None:
+            self._host.line(self._function, True)
+
+    def end_of_interrupt(self) -> None:
+        """The guest finished with the interrupt that the pin went to: unmask the device's.
+
+        If the device still asserts it, the kernel signals at once again.
+        """
+        if not self.asserted:
+            return
+        self._lower()
+        if not self._device.closed:
+            self._device.intx.unmask()
+
+    def _lower(self) -> None:
+        if self.asserted:
+            self.asserted = False
+            if self._host is not None:
+                self._host.line(self._function, False)
+
+    def command_written(self, offset: int, width: int) -> None:
+        """The guest may have disabled the pin; the kernel masks and unmasks it by itself."""
+        del offset, width
+        if self._function.command & COMMAND_INTX_DISABLE:
+            self._lower()
+
+    # -- state --------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All of it as plain data; what the eventfds hold must have been taken before."""
+        return {
+            "asserted": self.asserted,
+            "msix": None if self.msix is None else self.msix.state(),
+            "msi": None if self.msi is None else self.msi.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described; configuration space was loaded before."""
+        if self.msix is not None and state["msix"] is not None:
+            if state["msix"]["enabled"]:
+                self.mode = Mode.MSIX
+            self.msix.load(state["msix"])
+            if self.mode is Mode.MSIX and not self._device.msix.vectors:
+                self._enable_vectors(0, 1)
+        if self.msi is not None and state["msi"] is not None and self.mode is not Mode.MSIX:
+            self.msi.load(state["msi"])
+        self.start()
+        if state["asserted"] and self.mode is Mode.INTX:
+            # The end of that interrupt will unmask the pin, and it is raised anew if need be.
+            self._device.intx.mask()
+            self._pin_raised()
