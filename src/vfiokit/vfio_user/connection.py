@@ -8,6 +8,7 @@ import errno
 import select
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -115,6 +116,8 @@ class Connection:
         return self.at < len(self.chunk)
 
     def _read(self) -> None:
+        if self._framer.broken is not None:
+            raise self._framer.broken
         held = self._framer.held
         try:
             size = max(_CHUNK, self._framer.needed) if held else _CHUNK
@@ -192,7 +195,7 @@ class Connection:
             self.flush()
         try:
             if fds:
-                self._send(packed, fds)
+                self._sock.sendmsg((packed,), _rights(fds))
             else:
                 self._sock.send(packed)
             data = self._sock.recv(4096)
@@ -232,8 +235,7 @@ class Connection:
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         try:
             if fds:
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-                sent = self._sock.sendmsg((data,), (rights,))
+                sent = self._sock.sendmsg((data,), _rights(fds))
             elif len(data) <= _PIECE:
                 sent = self._sock.send(data)
             else:
@@ -258,9 +260,16 @@ class Connection:
         self._sock.close()
 
 
+def _rights(fds: Sequence[int]) -> tuple[tuple[int, int, bytes]]:
+    data = (
+        fds[0].to_bytes(_INT, sys.byteorder) if len(fds) == 1 else array.array("i", fds).tobytes()
+    )
+    return ((socket.SOL_SOCKET, socket.SCM_RIGHTS, data),)
+
+
 def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
     if len(control) == 1 and len(control[0][2]) == _INT:
-        return [int.from_bytes(control[0][2], "little")]
+        return [int.from_bytes(control[0][2], sys.byteorder)]
     found = array.array("i")
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

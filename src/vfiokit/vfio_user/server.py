@@ -160,8 +160,13 @@ class _Client:
                         link.flush()
                         self._poller.wait()
                     elif self._plain and link.serve_alone(_ACCESS.size, self._read_alone):
-                        continue
-                if not (link.fill() and self._take_small()) and not later:
+                        if later or session.state is State.CLOSED:
+                            continue
+                if link.fill() and self._take_small():
+                    continue
+                # The device may have waited for the client: then what came is in ``later``, or
+                # nothing is left, or there is no client any more.
+                if not (later or link.idle or session.state is State.CLOSED):
                     self._handle(link.receive())
         except ProtocolError as error:
             with contextlib.suppress(OSError):

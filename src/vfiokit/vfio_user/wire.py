@@ -54,6 +54,7 @@ _ERROR = abi.VFIO_USER_F_ERROR
 _NO_REPLY = abi.VFIO_USER_F_NO_REPLY
 _KNOWN_FLAGS = _TYPE | _ERROR | _NO_REPLY
 _HEADER_ERROR = _REPLY | _ERROR
+_ORDINARY = frozenset({0, _REPLY, _NO_REPLY})
 
 
 class Message(NamedTuple):
@@ -158,6 +159,8 @@ class Framer:
         self.held = 0
         """Bytes of an incomplete message that are here; 0 between two messages."""
         self._fds: list[int] = []
+        self.broken: ProtocolError | None = None
+        """Why the stream cannot be followed behind the last message given out."""
 
     @property
     def needed(self) -> int:
@@ -170,7 +173,13 @@ class Framer:
         Raises :class:`ProtocolError` (fatal) where the stream cannot be followed. Descriptors that
         no message has taken are then in :meth:`take_fds`.
         """
-        self.held += len(chunk)
+        length = len(chunk)
+        if HEADER_SIZE <= length <= self._limit and not self.held and not self._fds:
+            # Most often a chunk is one message, with nothing odd about it.
+            number, command, size, flags, errno = HEADER.unpack_from(chunk)
+            if size == length and flags in _ORDINARY and len(fds) <= self._max_fds:
+                return [Message(number, command, flags, errno, chunk[HEADER_SIZE:], tuple(fds))]
+        self.held += length
         if self.held < self._wanted:
             self._parts.append(chunk)
             self._keep(fds)
@@ -212,7 +221,13 @@ class Framer:
         at, end = 0, len(data)
         while end - at >= HEADER_SIZE:
             number, command, size, flags, errno = HEADER.unpack_from(data, at)
-            check_header(size, flags, self._limit)
+            try:
+                check_header(size, flags, self._limit)
+            except ProtocolError as error:
+                if not found:
+                    raise
+                self.broken = error
+                break
             if at + size > end:
                 self._wanted = size
                 return found, at
