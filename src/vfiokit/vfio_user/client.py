@@ -225,14 +225,14 @@ class Client:
     def order(self, command: Command, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send a command whose good reply is a header and no more, and wait for it."""
         with self._lock:
-            self._require_open()
+            if not self._open:
+                self._require_open()
             number = next(self._numbers) & 0xFFFF
-            code = int(command)
-            packed = HEADER.pack(number, code, 16 + len(payload), 0, 0) + payload
+            packed = HEADER.pack(number, command, 16 + len(payload), 0, 0) + payload
             try:
                 if self._exchange(packed, packed[:4] + _DONE, 16, fds) is not None:
                     return
-                message = self._reply(number, code)
+                message = self._reply(number, command)
             except _BROKEN:
                 self.close()
                 raise

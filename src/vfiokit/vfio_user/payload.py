@@ -56,9 +56,11 @@ class DmaMap(NamedTuple):
     @classmethod
     def unpack(cls, payload: bytes) -> Self:
         """Read a command's payload."""
-        _need(payload, _DMA_MAP.size, "DMA_MAP", exact=True)
+        if len(payload) != _DMA_MAP.size:
+            _need(payload, _DMA_MAP.size, "DMA_MAP", exact=True)
         argsz, flags, offset, address, size = _DMA_MAP.unpack(payload)
-        _check_argsz(argsz, _DMA_MAP.size, "DMA_MAP")
+        if argsz < _DMA_MAP.size:
+            _check_argsz(argsz, _DMA_MAP.size, "DMA_MAP")
         return cls(address, size, flags, offset)
 
 
