@@ -9,7 +9,7 @@ import errno
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from vfiokit.abi import pci_regs as regs
 from vfiokit.abi import vfio as abi
@@ -62,6 +62,11 @@ class Host(Protocol):
         ...
 
     @property
+    def vfio_requests(self) -> VfioRequests:
+        """What loaded modules answer beyond vfio-pci."""
+        ...
+
+    @property
     def buses(self) -> hot_reset.Buses:
         """The PCI core."""
         ...
@@ -101,6 +106,8 @@ class VfioPciDevice:
         self._opened: Opened | None = None
         self._idle_state: dict[tuple[int, int], int] | None = None
         self._stays_awake = False
+        self.at_last_close: list[Callable[[], None]] = []
+        """Called, and forgotten, when nobody uses it any more."""
 
     # -- binding ------------------------------------------------------------------------------
 
@@ -195,6 +202,8 @@ class VfioPciDevice:
         """One user less; the last one resets and restores the function."""
         self.open_count -= 1
         if not self.open_count and self._opened is not None:
+            while self.at_last_close:
+                self.at_last_close.pop()()
             opened, self._opened = self._opened, None
             opened.close()
             self._idle()
@@ -214,6 +223,10 @@ class VfioPciDevice:
         """The bus of the function was reset while it was open."""
         if self._opened is not None:
             self._opened.was_reset()
+
+
+VfioRequests: TypeAlias = dict[int, Callable[[VfioPciDevice, Argument], int]]
+"""Requests of an open device, by number."""
 
 
 class Opened:
@@ -391,6 +404,16 @@ class DeviceFile(OpenFile):
         self._requests: dict[int, Callable[[Argument], int]] = {}
 
     @property
+    def owner(self) -> VfioPciDevice:
+        """The function's state."""
+        return self._owner
+
+    @property
+    def started(self) -> bool:
+        """Whether the descriptor gives access."""
+        return self._started is not None
+
+    @property
     def _opened(self) -> Opened:
         """The function in use; EINVAL while the descriptor gives no access yet."""
         if self._started is None:
@@ -416,7 +439,10 @@ class DeviceFile(OpenFile):
         opened = self._opened
         action = self._requests.get(request)
         if action is None:
-            return super().ioctl(request, argument)
+            added = self._owner.host.vfio_requests.get(request)
+            if added is None:
+                return super().ioctl(request, argument)
+            return added(self._owner, argument)
         if request != abi.VFIO_DEVICE_FEATURE:
             opened.touched()
         return action(argument)

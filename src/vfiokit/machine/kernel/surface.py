@@ -15,7 +15,7 @@ from vfiokit.machine.clock import Clock
 from vfiokit.machine.kernel import boot, native
 from vfiokit.machine.kernel.argument import Argument
 from vfiokit.machine.kernel.container import Container
-from vfiokit.machine.kernel.device import VfioPciDevice
+from vfiokit.machine.kernel.device import VfioPciDevice, VfioRequests
 from vfiokit.machine.kernel.driver import DeviceId, PciBus, PciDriver
 from vfiokit.machine.kernel.event import EventWatch
 from vfiokit.machine.kernel.failure import failure
@@ -78,6 +78,8 @@ class SoftwareKernel:
         self.process = AddressSpace(machine.memory)
         self.locked = LockedMemory(locked_limit)
         self.watch = EventWatch()
+        self.modules: dict[str, object] = {}
+        self.vfio_requests: VfioRequests = {}
         self.interrupts = HardwareInterrupts(machine.fabric)
         self.core = PciCore(machine.fabric)
         self.groups: dict[int, IommuGroup] = {}
