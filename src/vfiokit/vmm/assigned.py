@@ -205,6 +205,10 @@ class AssignedFunction(GuestFunction):
 
     # -- life ---------------------------------------------------------------------------------
 
+    def end_of_interrupt(self) -> None:
+        """The guest finished an interrupt of the pin."""
+        self.interrupts.end_of_interrupt()
+
     def added(self) -> None:
         """Begin to take the device's interrupts."""
         self.interrupts.start()

@@ -142,6 +142,9 @@ class GuestFunction:
         """1 to 4 for INTA to INTD, 0 for none."""
         return self.config.get(0x3D, 1)
 
+    def end_of_interrupt(self) -> None:
+        """The guest finished an interrupt that this function's pin asserts."""
+
     def slot_power(self, powered: bool) -> None:
         """The guest switched the slot on or off."""
 

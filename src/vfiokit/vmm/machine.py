@@ -5,8 +5,10 @@ Every exit is counted by what it was for. What the guest does without an exit is
 
 from __future__ import annotations
 
+import select
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -15,10 +17,21 @@ from typing import Self
 
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel
+from vfiokit.pci.address import Bdf
+from vfiokit.vfio import Device
+from vfiokit.vmm.assigned import AssignedFunction
 from vfiokit.vmm.bus import UNCLAIMED, GuestBus
+from vfiokit.vmm.chipset import HostBridge, IsaBridge
 from vfiokit.vmm.exit import Exit, ExitReason
+from vfiokit.vmm.guest_function import GuestFunction, Placed
+from vfiokit.vmm.io_apic import IO_APIC_BASE, IO_APIC_SIZE
+from vfiokit.vmm.irqchip import IrqChip
+from vfiokit.vmm.local_apic import APIC_BASE, APIC_SIZE, EOI, LocalApic
 from vfiokit.vmm.memory import GuestMemory
+from vfiokit.vmm.pci_bus import PciBus
+from vfiokit.vmm.pin_routing import PinRouter
 from vfiokit.vmm.policy import Delivery, Policy
+from vfiokit.vmm.root_port import RootPort
 from vfiokit.vmm.trap_map import Access, Handler, Strength, TrapMap, Wish
 from vfiokit.vmm.vcpu import Bus, Vcpu
 
@@ -26,6 +39,8 @@ SLICE = 20_000
 """Instructions between two looks at the interrupts."""
 WINDOW_SLICE = 50
 """The same while an interrupt waits for the guest to take interrupts."""
+_APIC_BASE_MSR = 0x1B
+_X2APIC_MSRS = range(0x800, 0x840)
 
 Engine = Callable[[GuestMemory, Bus], Vcpu]
 """Makes a processor."""
@@ -53,6 +68,7 @@ class _Running:
     """A processor and what the machine knows of it."""
 
     vcpu: Vcpu
+    apic: LocalApic
     halted: bool = False
 
 
@@ -98,18 +114,55 @@ class VirtualMachine:
         """What happened without an exit: interrupts posted, halts without one."""
         self.hypercalls: dict[int, Hypercall] = {}
         """By number (RAX)."""
-        self.msrs: dict[int, int] = {}
+        self.msrs: dict[int, int] = {_APIC_BASE_MSR: APIC_BASE | 0x900}
         self.failure = ""
         """Why a processor could not run."""
         self._processors: list[_Running] = []
         self._asked = False
+        self._poll = select.poll()
+        self._watched: dict[int, Callable[[], None]] = {}
         self._closing = ExitStack()
         self._closing.callback(memory.close)
         self.debug = PortDispatch()
+        self.irqchip = IrqChip()
+        self.pci = PciBus(self.traps, self.ports, self._overlay)
+        self.pci.host = self
+        self.host_bridge, self.isa_bridge = HostBridge(), IsaBridge()
+        self.pci.add(self.host_bridge)
+        self.pci.add(self.isa_bridge)
+        self.pins = PinRouter(self.pci, self.isa_bridge, self.irqchip.io_apic)
+        self._place_platform()
+
+    def _place_platform(self) -> None:
+        """Memory, interrupt controllers and the console, stronger than any device's wish."""
         self.add_ports(0xE9, 1, "debug console", self.debug, counter="console")
-        for each in memory.ranges:
+        for each in self.memory.ranges:
             ram = Wish(each.gpa, each.length, Access.RAM, Strength.RAM, "pc.ram", counter="ram")
             self.traps.ask(("ram", each.gpa), [ram])
+        chip, posted = self.irqchip, self.policy.delivery is Delivery.POSTED
+        # Hardware that posts interrupts also serves the local page by itself.
+        access = Access.DIRECT if posted else Access.TRAP
+        self.traps.ask(
+            "interrupt controllers",
+            [
+                Wish(APIC_BASE, APIC_SIZE, access, Strength.PLATFORM, "apic-msi", chip, 0, "apic"),
+                Wish(
+                    IO_APIC_BASE,
+                    IO_APIC_SIZE,
+                    Access.TRAP,
+                    Strength.PLATFORM,
+                    "ioapic",
+                    chip.io_apic,
+                    counter="ioapic",
+                ),
+            ],
+        )
+        if posted:
+            chip.io_apic.on_end.append(self._count_level_end)
+
+    def _count_level_end(self, gsi: int) -> None:
+        del gsi
+        self.exits["eoi"] += 1
 
     def __enter__(self) -> Self:
         return self
@@ -132,8 +185,43 @@ class VirtualMachine:
     def add_vcpu(self, engine: Engine) -> Vcpu:
         """Make one more processor; ``engine`` gets the memory and the bus."""
         vcpu = engine(self.memory, self.bus)
-        self._processors.append(_Running(vcpu))
+        self._processors.append(_Running(vcpu, self.irqchip.add_processor()))
         return vcpu
+
+    def assign(
+        self,
+        device: Device,
+        bdf: Bdf | str = "0000:00:04.0",
+        *,
+        below: RootPort | None = None,
+        no_map: frozenset[int] = frozenset(),
+        msix_relocation: str = "off",
+    ) -> AssignedFunction:
+        """Give the guest ``device``, at ``bdf`` of its root bus or of the bus below a port.
+
+        The guest's memory is mapped for it, if the policy translates. The machine closes it in
+        the end. Raises :class:`UsageError` and :class:`KernelError`, and leaves it open then.
+        """
+        place = Bdf.parse(bdf) if isinstance(bdf, str) else bdf
+        if self.policy.translate:
+            self.memory.map_for(device.address_space)
+        function = AssignedFunction(
+            device,
+            place,
+            on_root_bus=below is None,
+            delivery=self.policy.delivery,
+            no_map=no_map,
+            msix_relocation=msix_relocation,
+            page_size=self.traps.page_size,
+        )
+        self.pci.add(function, below)
+        if below is not None:
+            below.set_present(True)
+        return function
+
+    def _overlay(self, function: GuestFunction, placed: Placed) -> Iterator[Wish]:
+        if isinstance(function, AssignedFunction):
+            yield from self.policy.wishes(function.as_policy_sees(placed))
 
     def add_ports(
         self, port: int, count: int, name: str, handler: Handler, *, counter: str = "io"
@@ -175,30 +263,86 @@ class VirtualMachine:
         """Let :meth:`run` come back after the exit at hand."""
         self._asked = True
 
-    def poll_interrupts(self) -> int:
-        """Take what devices signalled and deliver it; how many there were."""
-        return 0
+    def _run_slice(self, running: _Running, share: int) -> Stop | None:
+        start = running.vcpu.instructions
+        self.irqchip.current = running.apic.id
+        while True:
+            # A processor that cannot take what waits is asked again soon.
+            waits = self._deliver(running)
+            exit_ = running.vcpu.run(min(share, WINDOW_SLICE) if waits else share)
+            stop = self.handle(running.vcpu, exit_)
+            if exit_.reason is ExitReason.HLT:
+                running.halted = True
+            if stop is not None or self._asked:
+                return stop
+            self.poll_interrupts()
+            if running.halted and not self._wakes(running):
+                return None
+            if running.vcpu.instructions - start >= share:
+                return None
+            if exit_.reason is ExitReason.INTR and not waits:
+                return None
+
+    # -- interrupts ---------------------------------------------------------------------------
+
+    def poll_interrupts(self, timeout_s: float = 0.0) -> int:
+        """Take what devices signalled and deliver it; how many signalled."""
+        if not self._watched:
+            return 0
+        ready = self._poll.poll(timeout_s * 1000)
+        for fd, _events in ready:
+            callback = self._watched.get(fd)  # one callback may end another
+            if callback is not None:
+                callback()
+        return len(ready)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``fd`` is readable and the machine looks."""
+        self._watched[fd] = callback
+        self._poll.register(fd, select.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop that. Idempotent."""
+        if self._watched.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def message(self, function: GuestFunction, address: int, data: int) -> None:
+        """A message of a device, already masked and unmasked as the guest wants it."""
+        del function
+        if self.irqchip.message(address, data):
+            posted = self.policy.delivery is Delivery.POSTED
+            (self.events if posted else self.exits)["posted" if posted else "inject"] += 1
+
+    def line(self, function: GuestFunction, level: bool) -> None:
+        """The pin of a function changed; levels are never posted."""
+        if level:
+            self.exits["inject"] += 1
+        self.pins.set_level(function, level)
+
+    def _deliver(self, running: _Running) -> bool:
+        """Give the processor its next interrupt; whether one waits that it cannot take."""
+        if running.apic.next_vector() is None:
+            return False
+        if not running.vcpu.interruptible:
+            return True
+        running.vcpu.inject(running.apic.take())
+        return False
+
+    def _wakes(self, running: _Running) -> bool:
+        if running.apic.next_vector() is not None and running.vcpu.interruptible:
+            running.halted = False
+        return not running.halted
 
     def _wake(self, idle_s: float) -> bool:
         """Wait for an interrupt; whether a processor woke."""
-        del idle_s
-        return False
-
-    def _run_slice(self, running: _Running, share: int) -> Stop | None:
-        start = running.vcpu.instructions
+        deadline = time.monotonic() + idle_s
         while True:
-            exit_ = running.vcpu.run(share)
-            stop = self.handle(running.vcpu, exit_)
-            if stop is not None or self._asked:
-                return stop
-            if exit_.reason is ExitReason.INTR:
-                return None
-            if exit_.reason is ExitReason.HLT:
-                running.halted = not running.vcpu.interruptible or not self.poll_interrupts()
-                if running.halted:
-                    return None
-            if running.vcpu.instructions - start >= share:
-                return None
+            awake = [each for each in self._processors if self._wakes(each)]
+            if awake:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0 or not self.poll_interrupts(left):
+                return False
 
     # -- exits --------------------------------------------------------------------------------
 
@@ -214,10 +358,10 @@ class VirtualMachine:
             (self.events if quiet else self.exits)["hlt"] += 1
         elif reason is ExitReason.RDMSR:
             self.exits["msr"] += 1
-            vcpu.complete(self.msrs.get(exit_.address, 0))
+            vcpu.complete(self._read_msr(exit_.address))
         elif reason is ExitReason.WRMSR:
             self.exits["msr"] += 1
-            self.msrs[exit_.address] = exit_.value
+            self._write_msr(exit_.address, exit_.value)
         elif reason is ExitReason.CPUID:
             self.exits["cpuid"] += 1
             vcpu.complete(0, 0, 0, 0)
@@ -237,9 +381,22 @@ class VirtualMachine:
             counter = bus.trapped_write(exit_.address, exit_.width, exit_.value)
         else:
             value, counter = bus.trapped_read(exit_.address, exit_.width)
+        if counter == "apic" and exit_.write and exit_.address % APIC_SIZE == EOI:
+            counter = "eoi"
         self.exits[nobody if counter == UNCLAIMED else counter] += 1
         if not exit_.write:
             vcpu.complete(value)
+
+    def _read_msr(self, number: int) -> int:
+        if number in _X2APIC_MSRS:
+            return self.irqchip.read((number - _X2APIC_MSRS.start) << 4, 4)
+        return self.msrs.get(number, 0)
+
+    def _write_msr(self, number: int, value: int) -> None:
+        if number in _X2APIC_MSRS:
+            self.irqchip.write((number - _X2APIC_MSRS.start) << 4, 4, value & 0xFFFF_FFFF)
+        else:
+            self.msrs[number] = value
 
     def _hypercall(self, vcpu: Vcpu, exit_: Exit) -> int:
         answer = self.hypercalls.get(exit_.address)
@@ -251,5 +408,9 @@ class VirtualMachine:
 
     def close(self) -> None:
         """Close devices and memory. Idempotent."""
+        for function in tuple(self.pci.functions()):
+            if isinstance(function, AssignedFunction):
+                self.memory.unmap_from(function.device.address_space)
+                self.pci.remove(function)
         self._processors.clear()
         self._closing.close()

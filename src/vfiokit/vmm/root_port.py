@@ -7,6 +7,7 @@ Registers as of QEMU's ``pcie-root-port``. Source: PCI Express Base Specificatio
 from __future__ import annotations
 
 from enum import IntFlag
+from typing import Any
 
 from vfiokit.abi import pci_regs as regs
 from vfiokit.pci.address import Bdf
@@ -143,6 +144,12 @@ class RootPort(BridgeFunction):
         """The guest switched the slot on or off: off is its consent to take the card."""
         for function in tuple(self.segment.functions.values()):
             function.slot_power(powered)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described."""
+        super().load(state)
+        self.powered = not self.config.get(SLOT_CONTROL, 2) & _POWER_OFF
+        self._update_line()
 
     # -- errors -------------------------------------------------------------------------------
 
