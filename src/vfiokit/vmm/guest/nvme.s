@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 # A guest's NVMe driver, from real mode to a thousand reads.
-#
 # origin: 0x8000
 # Loaded at 0x8000 and entered there in real mode; src/vfiokit/vmm/nvme_guest.py writes the parameter
 # block and reads the results. What it does: long mode with identity maps, configuration scan by
