@@ -72,6 +72,14 @@ class Plain:
         self.data[:] = bytes(4096)
         self.events.append("reset")
 
+    movable = True
+
+    def pause(self) -> None:
+        self.events.append("pause")
+
+    def resume(self) -> None:
+        self.events.append("resume")
+
     def state(self) -> dict[str, object]:
         return {"data": bytes(self.data), "note": "plain"}
 

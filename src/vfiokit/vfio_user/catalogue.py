@@ -10,17 +10,27 @@ from types import ModuleType
 from typing import Any
 
 from vfiokit.errors import MachineError, UsageError
-from vfiokit.machine.device.edu import EduFunction
+from vfiokit.machine.device.edu import (
+    COMMAND_IRQ,
+    COMMAND_RUN,
+    COMMAND_TO_RAM,
+    DMA_COMMAND,
+    EduFunction,
+)
 from vfiokit.machine.device.nvme import FileStore, Limits, MemoryStore, NvmeFunction
 from vfiokit.machine.device.nvme.backing import BlockStore
 from vfiokit.machine.function import Function
-from vfiokit.pci.address import Bdf
-from vfiokit.vfio_user.device import Device
+from vfiokit.vfio_user.device import Device, Doorbell
 from vfiokit.vfio_user.function import FunctionDevice
+from vfiokit.vfio_user.own import PLACE
 
-PLACE = Bdf.parse("0000:00:00.0")
-"""Where a served model believes to be; its client decides where it is."""
 DEFAULT_SIZE = 1 << 30
+_EDU_DOORBELLS = tuple(
+    Doorbell(0, DMA_COMMAND, 4, COMMAND_RUN | direction | interrupt)
+    for direction in (0, COMMAND_TO_RAM)
+    for interrupt in (0, COMMAND_IRQ)
+)
+"""The four values that start a DMA."""
 _MEMBERS = (
     *("name", "regions", "irq_counts", "connect", "disconnect"),
     *("region_read", "region_write", "irqs_changed", "reset"),
@@ -82,7 +92,8 @@ def edu(*, dma_bits: int = 28) -> FunctionDevice:
     """QEMU's educational device, with so many address bits for DMA: 28 on QEMU."""
     if not 12 <= dma_bits <= 64:
         raise UsageError(f"{dma_bits} address bits", hint="between 12 and 64")
-    return FunctionDevice(EduFunction(PLACE, dma_mask=(1 << dma_bits) - 1))
+    function = EduFunction(PLACE, dma_mask=(1 << dma_bits) - 1)
+    return FunctionDevice(function, doorbells=_EDU_DOORBELLS)
 
 
 def from_file(text: str, values: Mapping[str, str] | None = None) -> Device:
@@ -112,7 +123,7 @@ def from_file(text: str, values: Mapping[str, str] | None = None) -> Device:
 def adapt(made: object, text: str) -> Device:
     """``made`` as a server serves it; :class:`UsageError` names what it lacks."""
     if isinstance(made, Function):
-        return FunctionDevice(made)
+        return FunctionDevice(made, doorbells=getattr(made, "doorbells", ()))
     missing = [member for member in _MEMBERS if not hasattr(made, member)]
     if missing:
         raise UsageError(

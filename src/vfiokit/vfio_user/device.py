@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from vfiokit.abi import vfio as abi
 from vfiokit.vfio_user.payload import IoFd, SparseArea
@@ -33,6 +33,16 @@ class ServedRegion:
     """A file that holds the region's bytes, to be mapped; -1 for registers."""
     fd_offset: int = 0
     """Where the region begins in that file."""
+
+
+class Doorbell(NamedTuple):
+    """A register that a client's kernel may write by an eventfd, with no message."""
+
+    region: int
+    offset: int
+    width: int
+    value: int | None = None
+    """The only value that the eventfd stands for; ``None``: any, as it does not matter."""
 
 
 class Host(Protocol):
@@ -124,8 +134,21 @@ class Doorbells(Protocol):
 class Migratable(Protocol):
     """A device whose state can move to another server."""
 
+    @property
+    def movable(self) -> bool:
+        """Whether this one can indeed."""
+        ...
+
+    def pause(self) -> None:
+        """Leave memory and interrupts alone from now on; registers are still answered."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after :meth:`pause`."""
+        ...
+
     def state(self) -> dict[str, Any]:
-        """All of it, as plain data."""
+        """All of it, as plain data: numbers, texts, bytes, lists, dictionaries keyed by texts."""
         ...
 
     def load(self, state: dict[str, Any]) -> None:

@@ -26,29 +26,40 @@ _RANGE: Final = struct.Struct("<QQ")
 _REPORT: Final = struct.Struct("<QQQ")
 _STATE: Final = struct.Struct("<Ii")
 _MAX_RANGES: Final = 4096
-_MAX_BITMAP: Final = 1 << 20
+_MAX_BITMAP: Final = (1 << 20) - 4096
+"""Bytes of a report: it travels in one message."""
+_MOST_PAGES: Final = 1 << 20
+"""Pages that are remembered."""
 
 
 class DirtyLog:
-    """The pages that the device wrote since they were last asked for."""
+    """The pages that the device wrote since they were last asked for.
+
+    ``ranges`` are pairs of IOVA and length; none stands for all memory.
+    """
 
     def __init__(self, page_size: int, ranges: list[tuple[int, int]]) -> None:
         self.page_size = page_size
-        self._ranges = ranges
+        self._ranges = ranges or [(0, 1 << 64)]
         self._pages: set[int] = set()
+        self._full = False
 
     def note(self, iova: int, length: int) -> None:
         """The device wrote ``length`` bytes at ``iova``."""
-        for start, size in self._ranges or ((0, 1 << 64),):
+        for start, size in self._ranges:
             first, end = max(iova, start), min(iova + length, start + size)
             if first < end:
                 self._pages.update(range(first // self.page_size, -(-end // self.page_size)))
+        if len(self._pages) > _MOST_PAGES:
+            # Whoever never asks is told that everything was written, which is allowed.
+            self._full = True
+            self._pages.clear()
 
     def report(self, iova: int, length: int, page_size: int) -> bytes:
         """A bit for each page of the range, in 64-bit words; what is reported is forgotten.
 
         Raises :class:`ProtocolError`: EINVAL for another page size than the log's, or a range that
-        is no multiple of it.
+        is no multiple of it; E2BIG for too many pages.
         """
         if page_size != self.page_size or iova % page_size or length % page_size or not length:
             raise ProtocolError(
@@ -56,13 +67,16 @@ class DirtyLog:
                 f"has pages of {self.page_size:#x}"
             )
         count, first = length // page_size, iova // page_size
-        if count > 8 * _MAX_BITMAP:
+        size = -(-count // 64) * 8
+        if size > _MAX_BITMAP:
             raise ProtocolError(f"a report of {count} pages", errno=errno.E2BIG)
-        bits = 0
+        if self._full:
+            return ((1 << count) - 1).to_bytes(size, "little")
+        bits = bytearray(size)
         for page in [page for page in self._pages if first <= page < first + count]:
-            bits |= 1 << (page - first)
+            bits[page - first >> 3] |= 1 << (page - first & 7)
             self._pages.discard(page)
-        return bits.to_bytes(-(-count // 64) * 8, "little")
+        return bytes(bits)
 
 
 class FeatureSet:
@@ -70,7 +84,8 @@ class FeatureSet:
 
     def __init__(self, device: Device, dma: DmaTable) -> None:
         self._dma = dma
-        self.migration = Migration(device if isinstance(device, Migratable) else None)
+        moves = device if isinstance(device, Migratable) and device.movable else None
+        self.migration = Migration(moves)
         self._log: DirtyLog | None = None
         self._known: dict[int, tuple[int, Callable[[int, bytes], bytes]]] = {
             abi.VFIO_DEVICE_FEATURE_DMA_LOGGING_START: (_SET, self._log_start),
@@ -123,6 +138,8 @@ class FeatureSet:
         if self._log is not None:
             raise ProtocolError("DMA logging runs already", errno=errno.EBUSY)
         ranges = list(_RANGE.iter_unpack(data[_CONTROL.size :]))
+        if any(iova + length > 1 << 64 for iova, length in ranges):
+            raise ProtocolError("DMA logging of a range that ends beyond all addresses")
         self._log = DirtyLog(page_size, ranges)
         self._dma.log = self._log.note
         return data

@@ -7,15 +7,20 @@ enables MSI or MSI-X in configuration space, as the kernel does it for a real de
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from vfiokit.abi import vfio as abi
-from vfiokit.errors import MachineError
-from vfiokit.machine.function import COMMAND, COMMAND_INTX_DISABLE, Function, Unplugged
+from vfiokit.errors import VfiokitError
+from vfiokit.kernel import linux
+from vfiokit.machine.function import COMMAND, COMMAND_INTX_DISABLE, Function
 from vfiokit.machine.reset import ResetKind
 from vfiokit.machine.txn import Completion, DmaError, Kind, Txn
-from vfiokit.vfio_user.device import NUM_IRQS, Host, ServedRegion
+from vfiokit.vfio_user.connection import close_all
+from vfiokit.vfio_user.device import NUM_IRQS, Doorbell, Host, ServedRegion
 from vfiokit.vfio_user.dma import DmaFault
+from vfiokit.vfio_user.payload import IoFd, SparseArea
 
 _CONFIG = abi.VFIO_PCI_CONFIG_REGION_INDEX
 _INTX, _MSI, _MSIX = 0, 1, 2
@@ -23,6 +28,9 @@ _MSIX_ENABLE = 0x8000
 _MSI_ENABLE = 0x0001
 _STATUS = 0x06
 _STATUS_INTERRUPT = 0x08
+_STATUS_BYTES = (0x06, 0x07)
+_DATAMATCH = 1
+"""``KVM_IOEVENTFD_FLAG_DATAMATCH`` of Linux ``include/uapi/linux/kvm.h``."""
 
 
 class _HostDma:
@@ -56,6 +64,26 @@ class _HostDma:
             return
 
 
+class _Gone:
+    """The host of a model whose client is not there."""
+
+    def dma_read(self, iova: int, length: int) -> bytes:
+        """Nothing is mapped."""
+        raise DmaFault("read", iova, length, "there is no client")
+
+    def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
+        """Nothing is mapped."""
+        raise DmaFault("write", iova, len(data), "there is no client")
+
+    def signal(self, index: int, vector: int) -> bool:
+        """Nobody listens."""
+        del index, vector
+        return False
+
+    def set_intx(self, level: bool) -> None:
+        """Nobody listens."""
+
+
 class _HostPin:
     """The model's interrupt pin; asserted or not, it outlives its clients."""
 
@@ -79,21 +107,40 @@ class _HostPin:
             self.host.set_intx(self._asserted and not disabled)
 
 
+class SharedBytes(NamedTuple):
+    """The first ``length`` bytes of a BAR, in a file."""
+
+    fd: int
+    length: int
+
+
 class FunctionDevice:
     """A :class:`~vfiokit.machine.function.Function` as a server serves it.
 
-    BARs of plain memory are not shared: every access is a call of the model.
+    ``shared`` are the BARs whose bytes, or part of them, are in files that a client may map; each
+    access that comes as a message is still a call of the model. ``doorbells`` are registers that a
+    client's kernel may write by eventfd.
     """
 
-    def __init__(self, function: Function) -> None:
+    def __init__(
+        self,
+        function: Function,
+        *,
+        shared: Mapping[int, SharedBytes] | None = None,
+        doorbells: Sequence[Doorbell] = (),
+    ) -> None:
         self.function = function
+        self._doorbells = tuple(doorbells)
+        self.movable = hasattr(function, "state") and hasattr(function, "load")
+        """Whether the model can be moved to another server."""
+        self._eventfds: dict[int, list[int]] = {}
         self._pin = function.intx = _HostPin(function)
-        self.name = f"{type(function).__name__.removesuffix('Function').lower()} {function.bdf}"
+        self.name = type(function).__name__.removesuffix("Function").lower()
         msix = function.msix
         self._tables = () if msix is None else (msix.table_bar, msix.pending_bar)
         regions = [ServedRegion() for _ in range(abi.VFIO_PCI_NUM_REGIONS)]
         for bar in function.bars.values():
-            regions[bar.index] = ServedRegion(bar.size)
+            regions[bar.index] = _served(bar.size, (shared or {}).get(bar.index))
         regions[_CONFIG] = ServedRegion(len(function.config))
         self.regions = tuple(regions)
         counts = [0] * NUM_IRQS
@@ -119,12 +166,14 @@ class FunctionDevice:
     def disconnect(self) -> None:
         """DMA and interrupts lead nowhere; what the model is doing comes to nothing."""
         function = self.function
-        function.dma, self._pin.host = Unplugged(), None
+        function.dma, self._pin.host = _HostDma(function, _Gone()), None
         for index in (_MSI, _MSIX):
             self.irqs_changed(index, frozenset())
         for table in (function.msi, function.msix):
             if table is not None:
                 table.sink = None
+        while self._eventfds:
+            close_all(self._eventfds.popitem()[1])
 
     def irqs_changed(self, index: int, vectors: frozenset[int]) -> None:
         """Enable MSI or MSI-X with the first eventfd, disable it with the last."""
@@ -207,25 +256,82 @@ class FunctionDevice:
     def _settle(self) -> None:
         self.function.clock.settle()
 
+    # -- doorbells ----------------------------------------------------------------------------
+
+    def io_fds(self, region: int) -> list[IoFd]:
+        """An entry for each doorbell of ``region``."""
+        found = [doorbell for doorbell in self._doorbells if doorbell.region == region]
+        return [
+            IoFd(
+                doorbell.offset,
+                doorbell.width,
+                number,
+                flags=0 if doorbell.value is None else _DATAMATCH,
+                datamatch=doorbell.value or 0,
+            )
+            for number, doorbell in enumerate(found)
+        ]
+
+    def doorbell_fds(self, region: int) -> list[int]:
+        """Their eventfds, made for this client."""
+        fds = self._eventfds.setdefault(region, [])
+        while len(fds) < len(self.io_fds(region)):
+            fds.append(linux.eventfd())
+        return fds
+
+    def rung(self, region: int, number: int) -> None:
+        """The register was written; several writes at once count as one."""
+        doorbell = [each for each in self._doorbells if each.region == region][number]
+        self._store(region, doorbell.offset, doorbell.width, doorbell.value or 0)
+        self._settle()
+
     # -- state --------------------------------------------------------------------------------
 
+    def pause(self) -> None:
+        """Finish what is under way, then put off whatever the model would do by itself."""
+        self._settle()
+        self.function.clock.auto = False
+
+    def resume(self) -> None:
+        """Go on, with what was put off first."""
+        self.function.clock.auto = True
+        self._settle()
+
     def state(self) -> dict[str, Any]:
-        """Configuration space and what the model has of its own."""
-        own = getattr(self.function, "state", None)
-        if own is None:
-            raise OSError(95, f"{self.name} cannot be moved")
-        return {"config": bytes(self.function.config.data), "model": own()}
+        """Configuration space, MSI-X table, and what the model has of its own."""
+        table = self.function.msix
+        return {
+            "config": bytes(self.function.config.data),
+            "msix": b"" if table is None else bytes(table.table),
+            "model": self.function.state(),  # type: ignore[attr-defined]
+        }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Become what :meth:`state` described."""
-        config = state["config"]
-        if not isinstance(config, bytes) or len(config) != len(self.function.config):
-            raise OSError(22, "a state with another configuration space")
-        self.function.config.data[:] = config
+        """Become what :meth:`state` described; ``OSError`` EINVAL for another device's state."""
+        config, table = self.function.config, self.function.msix
+        data, entries = state["config"], state["msix"]
+        size = 0 if table is None else table.table_size
+        if not isinstance(data, bytes) or len(data) != len(config):
+            raise OSError(errno.EINVAL, "a state with another configuration space")
+        if not isinstance(entries, bytes) or len(entries) != size:
+            raise OSError(errno.EINVAL, "a state with another MSI-X table")
+        for at, (old, new) in enumerate(zip(config.data, data, strict=True)):
+            fixed = 0 if at in _STATUS_BYTES else ~(config.write_mask[at] | config.clear_mask[at])
+            if (old ^ new) & fixed & 0xFF:
+                raise OSError(errno.EINVAL, f"a state whose configuration space differs at {at:#x}")
+        config.data[:] = data
+        if table is not None:
+            table.table[:] = entries
         try:
             self.function.load(state["model"])  # type: ignore[attr-defined]
-        except MachineError as error:
-            raise OSError(22, str(error)) from None
+        except VfiokitError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+
+
+def _served(size: int, shared: SharedBytes | None) -> ServedRegion:
+    if shared is None:
+        return ServedRegion(size)
+    return ServedRegion(size, areas=(SparseArea(0, shared.length),), fd=shared.fd)
 
 
 def _word(data: bytes, at: int) -> int:

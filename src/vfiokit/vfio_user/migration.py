@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import struct
 from typing import Any, Final
 
 from vfiokit.abi import vfio as abi
@@ -20,39 +21,61 @@ RUNNING: Final = abi.VFIO_DEVICE_STATE_RUNNING
 STOP_COPY: Final = abi.VFIO_DEVICE_STATE_STOP_COPY
 RESUMING: Final = abi.VFIO_DEVICE_STATE_RESUMING
 _STATES: Final = (STOP, RUNNING, STOP_COPY, RESUMING)
-_FORMAT: Final = "vfiokit-device-state/1"
+_MAGIC: Final = b"vfiokit-state-1\n"
+_HEAD: Final = struct.Struct("<II")
 _MOST: Final = 64 << 20
 """Bytes of a state that are accepted: a client may send as much as it likes."""
+_MOST_TEXT: Final = 4 << 20
+"""Bytes of its JSON: a list of empty lists takes thirty times its text."""
 
 
 def encode(state: dict[str, Any]) -> bytes:
-    """A state as it travels: JSON, with bytes as ``{"hex": "…"}``."""
+    """A state as it travels.
+
+    A magic, the lengths of two parts, JSON in which bytes are ``{"bytes": [start, length]}``, and
+    those bytes.
+    """
+    parts: list[bytes] = []
+    length = 0
 
     def spelled(value: object) -> object:
-        if isinstance(value, bytes | bytearray | memoryview):
-            return {"hex": bytes(value).hex()}
-        raise TypeError(f"a device state with a {type(value).__name__}")
+        nonlocal length
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise TypeError(f"a device state with a {type(value).__name__}")
+        parts.append(bytes(value))
+        place = [length, len(parts[-1])]
+        length += len(parts[-1])
+        return {"bytes": place}
 
-    return json.dumps({"format": _FORMAT, "state": state}, default=spelled).encode()
+    text = json.dumps(state, default=spelled).encode()
+    return b"".join((_MAGIC, _HEAD.pack(len(text), length), text, *parts))
 
 
 def decode(data: bytes) -> dict[str, Any]:
     """The state of :func:`encode`; :class:`ProtocolError` for anything else."""
+    start = len(_MAGIC) + _HEAD.size
+    if len(data) < start or not data.startswith(_MAGIC):
+        raise ProtocolError("a device state of another kind")
+    size, length = _HEAD.unpack_from(data, len(_MAGIC))
+    if size > _MOST_TEXT or len(data) != start + size + length:
+        raise ProtocolError(f"a device state of {len(data)} bytes, with {size} and {length}")
+    held = memoryview(data)[start + size :]
 
     def plain(value: dict[str, Any]) -> object:
-        if value.keys() == {"hex"} and isinstance(value["hex"], str):
-            return bytes.fromhex(value["hex"])
-        return value
+        place = value.get("bytes")
+        if value.keys() != {"bytes"} or not isinstance(place, list):
+            return value
+        at, count = place
+        if type(at) is not int or type(count) is not int or not 0 <= at <= at + count <= length:
+            raise ValueError(f"bytes at {place}")
+        return bytes(held[at : at + count])
 
     try:
-        document = json.loads(data, object_hook=plain)
+        state = json.loads(data[start : start + size], object_hook=plain)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a device state that cannot be read: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != _FORMAT:
-        raise ProtocolError("a device state of another kind")
-    state = document.get("state")
     if not isinstance(state, dict):
-        raise ProtocolError("a device state without a state")
+        raise ProtocolError("a device state that is no object")
     return state
 
 
@@ -72,9 +95,12 @@ class Migration:
         return self._device is not None
 
     def reset(self) -> None:
-        """After a reset every device runs."""
+        """After a reset every device runs, and so it does for the next client."""
+        stopped = self.state != RUNNING
         self.state, self._out, self._at = RUNNING, b"", 0
         self._in.clear()
+        if stopped and self._device is not None:
+            self._device.resume()
 
     def go(self, wanted: int) -> None:
         """Walk to another state, through STOP where there is no arc.
@@ -88,25 +114,30 @@ class Migration:
             raise ProtocolError("only a reset leads out of the error state")
         if wanted == self.state:
             return
-        if self.state == RESUMING:
-            self._resume()
+        device = self._device
+        assert device is not None
+        if self.state == RUNNING:
+            device.pause()
+        elif self.state == RESUMING:
+            self._take(device)
         self._out, self._at = b"", 0
         self._in.clear()
         self.state = STOP
         if wanted == STOP_COPY:
-            assert self._device is not None
-            self._out = encode(self._device.state())
+            self._out = encode(device.state())
         self.state = wanted
+        if wanted == RUNNING:
+            device.resume()
 
-    def _resume(self) -> None:
+    def _take(self, device: Migratable) -> None:
         if not self._in:  # nothing was sent: the device stays what it is
             return
-        assert self._device is not None
         try:
-            self._device.load(decode(bytes(self._in)))
-        except (ProtocolError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            device.load(decode(bytes(self._in)))
+        except Exception as error:  # noqa: BLE001  # a state of any shape
             self.state = ERROR
-            raise ProtocolError(f"the device does not take the state: {error}") from None
+            self._in.clear()
+            raise ProtocolError(f"the device does not take the state: {error!r}") from None
 
     def read(self, count: int) -> bytes:
         """Up to ``count`` bytes of the state; fewer at its end. EINVAL outside STOP_COPY."""

@@ -30,6 +30,7 @@ from vfiokit.vfio_user.feature import FeatureSet
 from vfiokit.vfio_user.irq import IrqTable
 from vfiokit.vfio_user.payload import (
     ACCESS,
+    DMA_MAP_SIZE,
     DeviceInfo,
     DmaMap,
     DmaUnmap,
@@ -63,6 +64,7 @@ _SMALL: Final = 64
 _NO_REPLY: Final = 0x10
 _READ: Final = int(Command.REGION_READ)
 _WRITE: Final = int(Command.REGION_WRITE)
+_DMA_MAP: Final = int(Command.DMA_MAP)
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[str, int, int, bytes], None]
@@ -126,6 +128,9 @@ class _Client:
         self._readable = tuple(each.size if each.readable else 0 for each in self._regions)
         self._most = server.limits.max_data_xfer_size
         self._connected = False
+        self._alone = {_ACCESS.size: self._read_alone}
+        if server.limits.max_msg_fds:
+            self._alone[HEADER_SIZE + DMA_MAP_SIZE] = self._map_alone
         self._plain = False
         """Whether small accesses need nothing but the device: a client, and no observer."""
         self._handlers: dict[Command, Callable[[Message], bytes | None]] = {
@@ -151,7 +156,7 @@ class _Client:
         link, channel, session = self._link, self._channel, self._session
         later = channel.later
         try:
-            while session.state is not State.CLOSED:
+            while not session.closed:
                 if later:
                     self._handle(channel.take())
                     continue
@@ -159,14 +164,13 @@ class _Client:
                     if self._poller.active:
                         link.flush()
                         self._poller.wait()
-                    elif self._plain and link.serve_alone(_ACCESS.size, self._read_alone):
-                        if later or session.state is State.CLOSED:
-                            continue
+                    elif self._plain and link.serve_alone(self._alone):
+                        continue
                 if link.fill() and self._take_small():
                     continue
                 # The device may have waited for the client: then what came is in ``later``, or
                 # nothing is left, or there is no client any more.
-                if not (later or link.idle or session.state is State.CLOSED):
+                if not (later or link.idle or session.closed):
                     self._handle(link.receive())
         except ProtocolError as error:
             with contextlib.suppress(OSError):
@@ -186,10 +190,11 @@ class _Client:
         """Give everything of the client's back."""
         self._session.state = State.CLOSED
         if self._connected:
-            try:
-                self._device.disconnect()
-            except Exception as error:  # noqa: BLE001  # see _handle
-                _log.error("%s failed as its client left", self._device.name, exc_info=error)
+            for step in (self._device.disconnect, self._features.reset):
+                try:
+                    step()
+                except Exception as error:  # noqa: BLE001  # see _handle
+                    _log.error("%s failed as its client left", self._device.name, exc_info=error)
         self._channel.close()
         self._irqs.clear()
         self._poller.close()
@@ -232,7 +237,7 @@ class _Client:
         if message.wants_reply:
             self._link.post(wire.error_reply(message, code).pack())
 
-    def _read_alone(self, data: bytes) -> bytes | None:
+    def _read_alone(self, data: bytes, fd: int) -> bytes | None:
         """The reply to a read of a register or two; ``None`` for whatever else it may be."""
         number, command, size, flags, _error, offset, index, count = _ACCESS.unpack(data)
         readable = self._readable
@@ -240,6 +245,7 @@ class _Client:
             command != _READ
             or size != 32
             or flags
+            or fd >= 0
             or index >= len(readable)
             or not 0 < count <= _SMALL
             or offset + count > readable[index]
@@ -249,12 +255,26 @@ class _Client:
             found = self._device.region_read(index, offset, count)
             if len(found) != count:
                 raise _wrong_length(found, count)
+            return _ACCESS.pack(number, _READ, 32 + count, _REPLY, 0, offset, index, count) + found
         except ClosedError:
             raise
         except Exception as error:  # noqa: BLE001  # see _handle
             self._failed(Message(number, command, flags), error)
             return b""
-        return _ACCESS.pack(number, _READ, 32 + count, _REPLY, 0, offset, index, count) + found
+
+    def _map_alone(self, data: bytes, fd: int) -> bytes | None:
+        """The reply to a ``DMA_MAP``, if it is one."""
+        number, command, size, flags, _error = HEADER.unpack_from(data)
+        if command != _DMA_MAP or size != len(data) or flags:
+            return None
+        fds = (fd,) if fd >= 0 else ()
+        try:
+            self._dma.add(DmaMap.unpack(data[HEADER_SIZE:]), fds)
+        except ProtocolError as error:
+            close_all(fds)
+            self._refuse(Message(number, command), error.errno, str(error))
+            return b""
+        return HEADER.pack(number, _DMA_MAP, HEADER_SIZE, _REPLY, 0)
 
     def _take_small(self) -> bool:
         """Deal with the small register accesses at the head of what came; whether that was all.

@@ -220,6 +220,11 @@ class Session:
     minor: int = abi.VFIO_USER_MINOR
     _next: int = 0
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended, or has to."""
+        return self.state is State.CLOSED
+
     def next_id(self) -> int:
         """A number for the next command of this end."""
         number = self._next
