@@ -186,6 +186,9 @@ class VirtualMachine:
         """Make one more processor; ``engine`` gets the memory and the bus."""
         vcpu = engine(self.memory, self.bus)
         self._processors.append(_Running(vcpu, self.irqchip.add_processor()))
+        invalidate = getattr(vcpu, "invalidate", None)
+        if invalidate is not None:
+            self.memory.listen(invalidate)
         return vcpu
 
     def assign(
@@ -412,5 +415,9 @@ class VirtualMachine:
             if isinstance(function, AssignedFunction):
                 self.memory.unmap_from(function.device.address_space)
                 self.pci.remove(function)
+        for running in self._processors:
+            close = getattr(running.vcpu, "close", None)
+            if close is not None:
+                close()
         self._processors.clear()
         self._closing.close()
