@@ -33,33 +33,33 @@ VFIO_P2P_THRU_HOST_BRIDGE = 3
 class vfio_device_guest_address(CStruct):
     """Buffer of ``VFIO_DEVICE_GUEST_ADDRESS``."""
 
-    argsz: u32
-    flags: u32
-    vm_fd: s32
-    guest_address: u32
+    argsz: u32 = 0
+    flags: u32 = 0
+    vm_fd: s32 = 0
+    guest_address: u32 = 0
     """Domain ``[31:16]``, bus ``[15:8]``, device ``[7:3]``, function ``[2:0]``."""
 
 
 class vfio_device_p2p_distance(CStruct):
     """Buffer of ``VFIO_DEVICE_P2P_DISTANCE``."""
 
-    argsz: u32
-    flags: u32
-    client_fd: s32
-    map_type: u32
+    argsz: u32 = 0
+    flags: u32 = 0
+    client_fd: s32 = 0
+    map_type: u32 = 0
     """Out."""
-    distance: u32
+    distance: u32 = 0
     """Out."""
 
 
 class vfio_p2p_guest_distance(CStruct):
     """Buffer of ``VFIO_P2P_GUEST_DISTANCE``."""
 
-    argsz: u32
-    flags: u32
-    provider: u32
-    client: u32
-    map_type: u32
+    argsz: u32 = 0
+    flags: u32 = 0
+    provider: u32 = 0
+    client: u32 = 0
+    map_type: u32 = 0
     """Out."""
-    distance: u32
+    distance: u32 = 0
     """Out."""
