@@ -1,4 +1,4 @@
-"""Interrupts of a guest: controllers by their registers, tables by their masks, pins by their wires."""
+"""Interrupts of a guest: controllers by registers, tables by masks, pins by wires."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ def assigned_config(
 
 def _link_standard(config: GuestConfig, listed: list[Capability]) -> None:
     pointer = 0x34
+    config.emulate(pointer, 1)
     for each in listed:
         config.emulate(each.offset, 2)
         config.set(pointer, 1, each.offset)
