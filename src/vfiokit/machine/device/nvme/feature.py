@@ -84,7 +84,7 @@ class Features:
     def save(self) -> dict[str, Any]:
         """The values as plain data."""
         return {
-            "values": dict(self.values),
+            "values": [[fid, value] for fid, value in self.values.items()],
             "temperature_under": self.temperature_under,
             "submission_queues": self.submission_queues,
             "completion_queues": self.completion_queues,
@@ -93,7 +93,7 @@ class Features:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`save` gave."""
-        self.values = dict(state["values"])
+        self.values = {fid: value for fid, value in state["values"]}  # noqa: C416  # lists, too
         self.temperature_under = state["temperature_under"]
         self.submission_queues = state["submission_queues"]
         self.completion_queues = state["completion_queues"]

@@ -23,18 +23,22 @@ _UNIT = 4096
 
 
 class MemoryBuffer:
-    """``size`` bytes (a multiple of 4 KiB, below 4 GiB) at the start of BAR ``bar``."""
+    """``size`` bytes (a multiple of 4 KiB, below 4 GiB) at the start of BAR ``bar``.
 
-    def __init__(self, size: int, bar: int) -> None:
+    ``memory`` are the bytes, where they shall be somebody else's too; all zero at first.
+    """
+
+    def __init__(self, size: int, bar: int, memory: memoryview | None = None) -> None:
         if size < _UNIT or size % _UNIT or size >= 1 << 32:
             raise UsageError(
                 f"a controller memory buffer of {size:#x} bytes is impossible",
                 hint="use a multiple of 4 KiB below 4 GiB",
             )
+        if memory is not None and len(memory) != size:
+            raise UsageError(f"{len(memory):#x} bytes for a buffer of {size:#x}")
         self.size = size
         self.bar = bar
-        self.data = bytearray(size)
-        self.view = memoryview(self.data)
+        self.view = memoryview(bytearray(size)) if memory is None else memory
         self.start = 0
         """Address that commands use for the first byte."""
         self.window = 0
@@ -53,7 +57,7 @@ class MemoryBuffer:
 
     def clear(self) -> None:
         """Lose the contents and the window, as a function reset does."""
-        self.data[:] = bytes(self.size)
+        self.view[:] = bytes(self.size)
         self.window = 0
 
     def _location(self) -> int:

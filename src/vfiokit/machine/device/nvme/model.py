@@ -37,7 +37,7 @@ class NvmeFunction(Function):
     nothing until it is written. ``block_size`` is 512 to 65536, ``mdts`` the largest transfer as
     ``2 ** mdts`` pages of 4 KiB. Without ``limits`` there is one I/O queue pair per interrupt
     vector beyond the first, and at least one. ``cmb_size`` bytes at the start of BAR ``cmb_bar``
-    are a Controller Memory Buffer.
+    are a Controller Memory Buffer, in ``cmb_memory`` where that is given.
 
     Raises :class:`MachineError` if BAR 0 cannot hold the registers, and
     :class:`~vfiokit.errors.UsageError` for texts and sizes that Identify cannot express.
@@ -59,13 +59,14 @@ class NvmeFunction(Function):
         limits: Limits | None = None,
         cmb_size: int = 0,
         cmb_bar: int = 2,
+        cmb_memory: memoryview | None = None,
     ) -> None:
         super().__init__(bdf, config, bars)
         if block_size & block_size - 1:
             raise MachineError(f"a logical block of {block_size} bytes is not a power of two")
         vectors = self.msix.count if self.msix is not None else 1
         self.limits = limits or Limits(queue_pairs=min(max(vectors - 1, 1), 128))
-        self._buffer = MemoryBuffer(cmb_size, cmb_bar) if cmb_size else None
+        self._buffer = MemoryBuffer(cmb_size, cmb_bar, cmb_memory) if cmb_size else None
         self._check_bars()
         self.block_shift = block_size.bit_length() - 1
         identity = Identity(
@@ -104,6 +105,7 @@ class NvmeFunction(Function):
         mdts: int = 7,
         limits: Limits | None = None,
         cmb_size: int = 0,
+        cmb_memory: memoryview | None = None,
     ) -> NvmeFunction:
         """A controller with a configuration space of its own: PCIe endpoint with FLR.
 
@@ -143,6 +145,7 @@ class NvmeFunction(Function):
             limits=limits,
             cmb_size=cmb_size,
             cmb_bar=_BUFFER_BAR,
+            cmb_memory=cmb_memory,
         )
 
     # -- the bus side -------------------------------------------------------------------------
