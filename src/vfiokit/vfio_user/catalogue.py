@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from vfiokit.errors import MachineError, UsageError
+from vfiokit.kernel import linux
 from vfiokit.machine.device.edu import (
     COMMAND_IRQ,
     COMMAND_RUN,
@@ -21,7 +23,7 @@ from vfiokit.machine.device.nvme import FileStore, Limits, MemoryStore, NvmeFunc
 from vfiokit.machine.device.nvme.backing import BlockStore
 from vfiokit.machine.function import Function
 from vfiokit.vfio_user.device import Device, Doorbell
-from vfiokit.vfio_user.function import FunctionDevice
+from vfiokit.vfio_user.function import FunctionDevice, SharedBytes
 from vfiokit.vfio_user.own import PLACE
 
 DEFAULT_SIZE = 1 << 30
@@ -31,6 +33,9 @@ _EDU_DOORBELLS = tuple(
     for interrupt in (0, COMMAND_IRQ)
 )
 """The four values that start a DMA."""
+_BUFFER_BAR = 2
+_PAGE = 4096
+_LARGEST_BUFFER = 1 << 30
 _MEMBERS = (
     *("name", "regions", "irq_counts", "connect", "disconnect"),
     *("region_read", "region_write", "irqs_changed", "reset"),
@@ -57,13 +62,40 @@ def nvme(
     store = _store(backing, size, read_only=read_only)
     # A queue pair needs a vector; 128 pairs are more than any guest has CPUs here.
     limits = Limits(queue_pairs=min(vectors - 1, 128))
+    buffer = _Buffer(cmb_size) if cmb_size else None
     try:
         function = NvmeFunction.synthetic(
-            PLACE, vectors=vectors, backing=store, limits=limits, cmb_size=cmb_size, serial=serial
+            PLACE,
+            vectors=vectors,
+            backing=store,
+            limits=limits,
+            cmb_size=cmb_size,
+            cmb_memory=buffer.view if buffer else None,
+            serial=serial,
         )
     except MachineError as error:
         raise UsageError(str(error), hint=error.hint) from error
-    return FunctionDevice(function)
+    if buffer is None:
+        return FunctionDevice(function)
+    device = FunctionDevice(function, shared={_BUFFER_BAR: buffer.shared})
+    weakref.finalize(device, linux.close, buffer.shared.fd)
+    return device
+
+
+class _Buffer:
+    """Memory in a file that clients map."""
+
+    def __init__(self, size: int) -> None:
+        if size % _PAGE or size > _LARGEST_BUFFER:
+            raise UsageError(
+                f"a controller memory buffer of {size:#x} bytes",
+                hint="use a multiple of 4 KiB, up to 1 GiB",
+            )
+        fd = linux.memory_file("vfiokit-cmb", size)
+        view = linux.LinuxKernel().mmap(fd, size, 0).view
+        assert view is not None
+        self.view = view
+        self.shared = SharedBytes(fd, size)
 
 
 def _store(backing: str | Path | None, size: int | None, *, read_only: bool) -> BlockStore:
