@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from vfiokit.errors import DeviceTimeoutError, ProtocolError
@@ -26,6 +26,15 @@ _PIECE: Final = 32768
 """Bytes of one send: libvfio-user takes a body that arrives in parts for a broken one."""
 _HELD: Final = 1 << 18
 """Bytes put off at most, lest a client that only asks makes this end grow."""
+
+
+Handler = Callable[[bytes, int], bytes | None]
+"""Takes a message and the descriptor that came with it (-1 without one), which is its own then.
+
+Returns the reply; empty where it was :meth:`Connection.post`ed, ``None`` where it is for others.
+"""
+_OTHER: Final = -2
+"""Other descriptors than one."""
 
 
 class ClosedError(ConnectionError):
@@ -147,13 +156,12 @@ class Connection:
         else:
             self.chunk, self.at = data, 0
 
-    def serve_alone(self, length: int, handle: Callable[[bytes], bytes | None]) -> bool:
-        """Send what ``handle`` makes of each message of ``length`` bytes that comes alone.
+    def serve_alone(self, handlers: Mapping[int, Handler]) -> bool:
+        """Answer messages that come alone, by their length; the shortest way that one can take.
 
-        The shortest way that a request can take. Returns when anything else came, or where
-        ``handle`` says ``None``: then :meth:`fill` and :meth:`receive` find it. To be called when
-        the stream is :attr:`idle`; false, without waiting, within a message. An empty answer is
-        none.
+        Returns when anything else came, or where a handler says ``None``: then :meth:`fill` and
+        :meth:`receive` find it. To be called when the stream is :attr:`idle`; false, without
+        waiting, within a message.
         """
         if self._framer.held:
             return False
@@ -164,15 +172,15 @@ class Connection:
         try:
             while True:
                 data, control, flags, _address = sock.recvmsg(_CHUNK, ancillary)
-                if len(data) != length or control:
+                handle = handlers.get(len(data))
+                fd = _only_descriptor(control, flags) if control else -1
+                answer = handle(data, fd) if handle is not None and fd != _OTHER else None
+                if answer is None:
                     self._take(data, control, flags)
                     return True
-                answer = handle(data)
-                if not answer or self._fresh:  # or the device waited for the client, and so read on
+                if not answer or self._fresh:  # the device waited for the client, and so read on
                     if answer:
                         self.post(answer)
-                    elif answer is None:
-                        self.chunk, self.at = data, 0
                     return True
                 if sock.send(answer) < len(answer):
                     raise ClosedError("the other end takes no whole message")
@@ -258,6 +266,15 @@ class Connection:
         close_all(self._framer.take_fds())
         self._out.clear()
         self._sock.close()
+
+
+def _only_descriptor(control: list[tuple[int, int, bytes]], flags: int) -> int:
+    if len(control) != 1 or flags & socket.MSG_CTRUNC:
+        return _OTHER
+    _level, kind, data = control[0]
+    if kind != socket.SCM_RIGHTS or len(data) != _INT:
+        return _OTHER
+    return int.from_bytes(data, sys.byteorder)
 
 
 def _rights(fds: Sequence[int]) -> tuple[tuple[int, int, bytes]]:

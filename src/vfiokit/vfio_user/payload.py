@@ -23,6 +23,7 @@ ACCESS = struct.Struct("<QII")
 DMA_ACCESS = struct.Struct("<QQ")
 """Head of a DMA access: address, count."""
 _DMA_MAP = struct.Struct("<IIQQQ")
+DMA_MAP_SIZE = _DMA_MAP.size
 _DMA_UNMAP = struct.Struct("<IIQQ")
 _INFO = struct.Struct("<IIII")
 _IRQ_SET = struct.Struct("<IIIII")
