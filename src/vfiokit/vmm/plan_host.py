@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from vfiokit.abi.pci_regs import PCI_CAP_ID_MSIX
 from vfiokit.assign.apply import apply
 from vfiokit.assign.plan import plan
 from vfiokit.errors import UsageError
@@ -22,6 +23,7 @@ from vfiokit.machine.iommu.remap import decode_compatibility
 from vfiokit.machine.iommu.vtd import VtdUnit
 from vfiokit.machine.twin import Twin, build_twin
 from vfiokit.pci.address import Bdf
+from vfiokit.pci.capability.msix import Structure, table
 from vfiokit.pci.selector import select
 from vfiokit.pci.topology import Topology
 
@@ -134,6 +136,19 @@ class PlanHost:
             for at in range(0, len(text), PAGE)
             if now[at : at + PAGE] != text[at : at + PAGE]
         )
+
+    @property
+    def msix_table(self) -> Structure:
+        """Where the drive has its MSI-X table; :class:`UsageError` where it has none."""
+        found = self.twin.topology()[self.bdf].capabilities.find(PCI_CAP_ID_MSIX)
+        if found is None:
+            raise UsageError(f"{self.bdf} has no MSI-X")
+        return table(found)
+
+    @property
+    def bar_size(self) -> int:
+        """Bytes of the drive's BAR 0."""
+        return self.function.bars[0].size
 
     # -- the IOMMU ------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from vfiokit.vmm.cpu import Interpreter
 from vfiokit.vmm.exit import Exit
 from vfiokit.vmm.machine import Stop, VirtualMachine
 from vfiokit.vmm.memory import GuestMemory
-from vfiokit.vmm.nvme_guest import Job, Outcome
+from vfiokit.vmm.nvme_guest import Action, Job, Outcome
 from vfiokit.vmm.plan import Plan
 from vfiokit.vmm.trace_nvme import status_text
 from vfiokit.vmm.vcpu import Vcpu
@@ -143,8 +143,13 @@ class PlanRun:
         }
 
 
-def build_job(host: PlanHost, reads: int, queues: int, *, depth: int = 1) -> Job:
-    """The work of the guest's driver: ``reads`` pages into as many of its own, up to 4 MiB."""
+def build_job(
+    host: PlanHost, reads: int, queues: int, *, depth: int = 1, actions: Sequence[Action] = ()
+) -> Job:
+    """The work of the guest's driver: ``reads`` pages into as many of its own, up to 4 MiB.
+
+    ``queues`` is where its RAM for queues and data begins.
+    """
     return Job(
         reads=reads,
         queues=queues,
@@ -152,6 +157,7 @@ def build_job(host: PlanHost, reads: int, queues: int, *, depth: int = 1) -> Job
         pages=page_count(reads),
         block_size=host.block_size,
         depth=depth,
+        actions=actions,
     )
 
 
@@ -160,16 +166,14 @@ def page_count(reads: int) -> int:
     return max(1, min(reads, _MOST_PAGES))
 
 
-def run_plan(plan: Plan, host: PlanHost, reads: int, *, depth: int = 1) -> PlanRun:
-    """Boot the guest on ``host``, which serves one run, and let it read ``reads`` pages.
+@contextmanager
+def boot(plan: Plan, host: PlanHost, job: Job) -> Iterator[MeasuredMachine]:
+    """A guest that has the drive and the driver, about to run its first instruction.
 
-    The guest's RAM for queues and data has the guest-physical addresses that are the
-    host-physical ones of another process' pages.
+    Its RAM for queues and data begins at ``job.queues``.
     """
-    pages = page_count(reads)
-    queues = host.neighbours(nvme_guest.QUEUE_PAGES + pages)
-    layout = [(0, _LOW_MEMORY), (queues, (nvme_guest.QUEUE_PAGES + pages) * nvme_guest.PAGE)]
-    job = build_job(host, reads, queues, depth=depth)
+    pages = nvme_guest.QUEUE_PAGES + job.pages
+    layout = [(0, _LOW_MEMORY), (job.queues, pages * nvme_guest.PAGE)]
     device = open_device(host.twin.kernel, host.bdf)
     try:
         memory = GuestMemory(host.twin.kernel, layout)
@@ -184,10 +188,26 @@ def run_plan(plan: Plan, host: PlanHost, reads: int, *, depth: int = 1) -> PlanR
         nvme_guest.load(memory, job)
         vcpu.write_register("rip", nvme_guest.ENTRY)
         machine.add_vcpu(lambda _memory, _bus: vcpu)
+        yield machine
+
+
+def budget(job: Job) -> int:
+    """Instructions that are more than enough for ``job``."""
+    return _BUDGET + job.reads * _BUDGET_FOR_READ
+
+
+def run_plan(plan: Plan, host: PlanHost, reads: int, *, depth: int = 1) -> PlanRun:
+    """Boot the guest on ``host``, which serves one run, and let it read ``reads`` pages.
+
+    The guest's RAM for queues and data has the guest-physical addresses that are the
+    host-physical ones of another process' pages.
+    """
+    queues = host.neighbours(nvme_guest.QUEUE_PAGES + page_count(reads))
+    job = build_job(host, reads, queues, depth=depth)
+    with boot(plan, host, job) as machine:
         begun = time.perf_counter()
-        stop = machine.run(_BUDGET + reads * _BUDGET_FOR_READ)
-        seconds = time.perf_counter() - begun
-        return _result(plan, host, job, machine, stop, seconds)
+        stop = machine.run(budget(job))
+        return _result(plan, host, job, machine, stop, time.perf_counter() - begun)
 
 
 def _result(

@@ -208,17 +208,20 @@ class NvmeWatcher:
         listed = ", ".join(sorted(each.name for each in self.queues.values() if not each.refused))
         return (
             f"{name} does not exist: it was never created; there are {listed}"
-            f"{self._other_stride(offset)}"
+            f"{self._other_stride(offset, found)}"
         )
 
-    def _other_stride(self, offset: int) -> str:
+    def _other_stride(self, offset: int, found: Doorbell | None = None) -> str:
         """Whether the offset makes sense to a driver that took another doorbell stride."""
         for stride in _STRIDES:
             meant = doorbell(offset, stride)
-            queue = None if meant is None else self.queues.get(meant)
-            if stride != self.stride and meant is not None and queue and not queue.refused:
-                if not meant.queue:
-                    continue  # the first doorbells are near one another with every stride
+            # The first doorbells are near one another with every stride.
+            if stride == self.stride or meant is None or not meant.queue:
+                continue
+            if found is not None and found.completion != meant.completion:
+                continue
+            queue = self.queues.get(meant)
+            if queue is not None and not queue.refused:
                 return (
                     f"; with a stride of {stride} it would be the {meant}, which is at "
                     f"{meant.offset(self.stride):#x}"

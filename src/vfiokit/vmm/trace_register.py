@@ -135,6 +135,14 @@ def msix_entry_name(offset: int) -> str:
     return f"MSI-X entry {vector} {_ENTRY_FIELDS[inside // 4]}"
 
 
+def plausible_entry(offset: int, value: int) -> bool:
+    """Whether ``value`` makes sense at ``offset`` of an MSI-X table, as far as one can tell."""
+    field = offset % ENTRY_SIZE // 4
+    if field == 0:
+        return not value or value >> 20 & 0xFFF == 0xFEE
+    return value <= (0, 0, 0xFFFF, 1)[field]
+
+
 def apic_name(offset: int) -> str:
     """The local APIC's register at ``offset`` of its page."""
     name = _APIC.get(offset & ~0xF)
@@ -145,26 +153,18 @@ class ConfigNames:
     """Names in the configuration space of one function; ``data`` are its bytes as read now."""
 
     def __init__(self, data: bytes) -> None:
-        named: dict[int, tuple[Register, str]] = {}
-        self._add(named, (*COMMON, *TYPE0), 0, "")
+        self._named: list[tuple[int, int, str]] = []
+        self._add((*COMMON, *TYPE0), 0, "")
         for capability in capabilities(ConfigSpace(data)).capabilities:
             label = f"{capability.title} "
-            named[capability.offset] = (Register("header", 0, 2, (), ""), label)
-            self._add(named, capability.registers(), capability.offset, label)
-        self._named = sorted(
-            (start, start + register.width, prefix + register.name.replace("_", " "))
-            for start, (register, prefix) in named.items()
-        )
+            self._named.append((capability.offset, capability.offset + 2, f"{label}header"))
+            self._add(capability.registers(), capability.offset, label)
+        self._named.sort()
 
-    @staticmethod
-    def _add(
-        named: dict[int, tuple[Register, str]],
-        registers: Iterable[Register],
-        base: int,
-        prefix: str,
-    ) -> None:
+    def _add(self, registers: Iterable[Register], base: int, prefix: str) -> None:
         for register in registers:
-            named.setdefault(base + register.offset, (register, prefix))
+            start, name = base + register.offset, register.name.replace("_", " ")
+            self._named.append((start, start + register.width, prefix + name))
 
     def name(self, offset: int, width: int) -> str:
         """What the bytes are called: every register that they touch."""
@@ -174,3 +174,25 @@ class ConfigNames:
         if not touched:
             return f"offset {offset:#x}"
         return ", ".join(dict.fromkeys(touched))
+
+
+_FIELDS: Final[dict[str, tuple[tuple[str, int, int], ...]]] = {
+    "CAP": (("MQES", 15, 0), ("TO", 31, 24), ("DSTRD", 35, 32), ("MPSMAX", 55, 52)),
+    "CC": (("EN", 0, 0), ("CSS", 6, 4), ("MPS", 10, 7), ("IOSQES", 19, 16), ("IOCQES", 23, 20)),
+    "CSTS": (("RDY", 0, 0), ("CFS", 1, 1), ("SHST", 3, 2)),
+    "AQA": (("ASQS", 11, 0), ("ACQS", 27, 16)),
+    "VS": (("major", 31, 16), ("minor", 15, 8)),
+    "command, status": (("memory", 1, 1), ("master", 2, 2)),
+    "command": (("memory", 1, 1), ("master", 2, 2)),
+    "MSI-X control": (("function mask", 14, 14), ("enable", 15, 15)),
+    "MSI-X header, MSI-X control": (("function mask", 30, 30), ("enable", 31, 31)),
+}
+"""``(name, high bit, low bit)`` of what is worth reading at once."""
+
+
+def value_text(name: str, value: int) -> str:
+    """The fields of a register's value; empty where nothing is known of it."""
+    return ", ".join(
+        f"{field} {value >> low & (1 << high - low + 1) - 1}"
+        for field, high, low in _FIELDS.get(name, ())
+    )
