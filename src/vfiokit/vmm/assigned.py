@@ -74,6 +74,8 @@ class AssignedFunction(GuestFunction):
     the host's. The device is closed when the function is. Raises :class:`UsageError`.
     """
 
+    removable = True
+
     def __init__(
         self,
         device: Device,

@@ -60,6 +60,8 @@ class GuestFunction:
     """Base of every function on a guest's bus; by itself one whose BARs are all emulated."""
 
     name: str
+    removable = False
+    """Whether it can be taken out while the guest runs."""
 
     def __init__(self, bdf: Bdf, config: GuestConfig, bars: Sequence[GuestBar] = ()) -> None:
         self.bdf = bdf
@@ -144,9 +146,6 @@ class GuestFunction:
 
     def end_of_interrupt(self) -> None:
         """The guest finished an interrupt that this function's pin asserts."""
-
-    def slot_power(self, powered: bool) -> None:
-        """The guest switched the slot on or off."""
 
     def reset(self) -> None:
         """As at power-on: nothing decodes."""

@@ -9,7 +9,7 @@ import select
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
@@ -24,6 +24,15 @@ from vfiokit.vmm.bus import UNCLAIMED, GuestBus
 from vfiokit.vmm.chipset import HostBridge, IsaBridge
 from vfiokit.vmm.exit import Exit, ExitReason
 from vfiokit.vmm.guest_function import GuestFunction, Placed
+from vfiokit.vmm.hotplug import (
+    EVENT_PORT,
+    EVENT_PORTS,
+    HOTPLUG_PORT,
+    HOTPLUG_PORTS,
+    SCI,
+    HotPlug,
+    Notice,
+)
 from vfiokit.vmm.io_apic import IO_APIC_BASE, IO_APIC_SIZE
 from vfiokit.vmm.irqchip import IrqChip
 from vfiokit.vmm.local_apic import APIC_BASE, APIC_SIZE, EOI, LocalApic
@@ -32,6 +41,7 @@ from vfiokit.vmm.pci_bus import PciBus
 from vfiokit.vmm.pin_routing import PinRouter
 from vfiokit.vmm.policy import Delivery, Policy
 from vfiokit.vmm.root_port import RootPort
+from vfiokit.vmm.sideband import Sideband
 from vfiokit.vmm.trap_map import Access, Handler, Strength, TrapMap, Wish
 from vfiokit.vmm.vcpu import Bus, Vcpu
 
@@ -118,7 +128,7 @@ class VirtualMachine:
         self.failure = ""
         """Why a processor could not run."""
         self._processors: list[_Running] = []
-        self._asked = False
+        self._stop: Stop | None = None
         self._poll = select.poll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._closing = ExitStack()
@@ -131,6 +141,10 @@ class VirtualMachine:
         self.pci.add(self.host_bridge)
         self.pci.add(self.isa_bridge)
         self.pins = PinRouter(self.pci, self.isa_bridge, self.irqchip.io_apic)
+        self.notices: list[Notice] = []
+        """What happened to devices from outside the guest, in order."""
+        self.hotplug = HotPlug(self.pci, self._set_sci, self.remove, self.notices.append)
+        self._sidebands: dict[GuestFunction, Sideband] = {}
         self._place_platform()
 
     def _place_platform(self) -> None:
@@ -139,6 +153,9 @@ class VirtualMachine:
         for each in self.memory.ranges:
             ram = Wish(each.gpa, each.length, Access.RAM, Strength.RAM, "pc.ram", counter="ram")
             self.traps.ask(("ram", each.gpa), [ram])
+        slots, events = self.hotplug.slots, self.hotplug.events
+        self.add_ports(HOTPLUG_PORT, HOTPLUG_PORTS, "acpi-pci-hotplug", slots)
+        self.add_ports(EVENT_PORT, EVENT_PORTS, "acpi-gpe0", events)
         chip, posted = self.irqchip, self.policy.delivery is Delivery.POSTED
         # Hardware that posts interrupts also serves the local page by itself.
         access = Access.DIRECT if posted else Access.TRAP
@@ -159,6 +176,9 @@ class VirtualMachine:
         )
         if posted:
             chip.io_apic.on_end.append(self._count_level_end)
+
+    def _set_sci(self, level: bool) -> None:
+        self.irqchip.io_apic.set_input(SCI, "acpi", level)
 
     def _count_level_end(self, gsi: int) -> None:
         del gsi
@@ -218,9 +238,42 @@ class VirtualMachine:
             page_size=self.traps.page_size,
         )
         self.pci.add(function, below)
-        if below is not None:
-            below.set_present(True)
+        self._sidebands[function] = Sideband(
+            function, self, self.hotplug, self.notices.append, self._fail
+        )
+        self.hotplug.came(function)
         return function
+
+    def unplug(self, function: GuestFunction, *, consent: bool = True) -> None:
+        """Ask the guest to let ``function`` go, or take it: see :attr:`notices` for the outcome.
+
+        Raises :class:`UsageError` when it is not on the guest's bus.
+        """
+        if consent:
+            self.hotplug.ask(function)
+        else:
+            self.hotplug.take(function)
+
+    def remove(self, function: GuestFunction) -> None:
+        """Take ``function`` out at once and tell the guest nothing; its device is closed."""
+        sideband = self._sidebands.pop(function, None)
+        if sideband is not None:
+            sideband.close()
+        if isinstance(function, AssignedFunction):
+            space = function.device.address_space
+            with suppress(OSError):
+                function.device.set_bus_master(False)
+            if not any(each.device.address_space is space for each in self._assigned(function)):
+                self.memory.unmap_from(space)
+        self.pci.remove(function)
+
+    def _assigned(self, but: GuestFunction | None = None) -> list[AssignedFunction]:
+        every = self.pci.functions()
+        return [each for each in every if isinstance(each, AssignedFunction) and each is not but]
+
+    def _fail(self, why: str) -> None:
+        self.failure = why
+        self._stop = Stop.FAILED
 
     def _overlay(self, function: GuestFunction, placed: Placed) -> Iterator[Wish]:
         if isinstance(function, AssignedFunction):
@@ -244,9 +297,11 @@ class VirtualMachine:
         if not self._processors:
             raise UsageError("the virtual machine has no processor", hint="call add_vcpu first")
         left = budget
-        self._asked = False
+        self._stop = None
         while True:
             self.poll_interrupts()
+            if self._stop is not None:
+                return self._stop
             ready = [each for each in self._processors if not each.halted]
             if not ready and not self._wake(idle_s):
                 return Stop.IDLE
@@ -255,8 +310,6 @@ class VirtualMachine:
                 stop = self._run_slice(each, share)
                 if stop is not None:
                     return stop
-            if self._asked:
-                return Stop.ASKED
             if left is not None:
                 left -= share
                 if left <= 0:
@@ -264,7 +317,7 @@ class VirtualMachine:
 
     def stop(self) -> None:
         """Let :meth:`run` come back after the exit at hand."""
-        self._asked = True
+        self._stop = Stop.ASKED
 
     def _run_slice(self, running: _Running, share: int) -> Stop | None:
         start = running.vcpu.instructions
@@ -276,9 +329,10 @@ class VirtualMachine:
             stop = self.handle(running.vcpu, exit_)
             if exit_.reason is ExitReason.HLT:
                 running.halted = True
-            if stop is not None or self._asked:
-                return stop
-            self.poll_interrupts()
+            if stop is None and self._stop is None:
+                self.poll_interrupts()
+            if stop is not None or self._stop is not None:
+                return stop or self._stop
             if running.halted and not self._wakes(running):
                 return None
             if running.vcpu.instructions - start >= share:
@@ -411,10 +465,8 @@ class VirtualMachine:
 
     def close(self) -> None:
         """Close devices and memory. Idempotent."""
-        for function in tuple(self.pci.functions()):
-            if isinstance(function, AssignedFunction):
-                self.memory.unmap_from(function.device.address_space)
-                self.pci.remove(function)
+        for function in self._assigned():
+            self.remove(function)
         for running in self._processors:
             close = getattr(running.vcpu, "close", None)
             if close is not None:

@@ -106,6 +106,8 @@ class PciBus:
         self.root = Segment(None)
         self.config_address = 0
         """What the guest wrote to port 0xcf8."""
+        self.on_eject: Callable[[GuestFunction], None] = self.remove
+        """Called when the guest let go of a function."""
         self.observers: list[Callable[[Bdf, int, int, bool, int], None]] = []
         """Called after every access of configuration space: function, offset, width, write,
         value."""

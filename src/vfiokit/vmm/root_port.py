@@ -25,6 +25,7 @@ ROOT_ERROR_STATUS = ERRORS + 0x30
 ERROR_SOURCE = ERRORS + 0x34
 _HOT_PLUG_INTERRUPT = 0x0020
 _POWER_OFF = 0x0400
+_INDICATOR, _INDICATOR_OFF = 0x0300, 0x0300
 _PRESENT = 0x0040
 
 
@@ -131,24 +132,25 @@ class RootPort(BridgeFunction):
         self.slot_event(SlotEvent.PRESENCE_CHANGED | SlotEvent.LINK_CHANGED)
 
     def _slot_written(self, offset: int, width: int) -> None:
-        if offset < SLOT_STATUS:
-            powered = not self.config.get(SLOT_CONTROL, 2) & _POWER_OFF
-            if powered != self.powered:
-                self.powered = powered
-                self.power_changed(powered)
-            self.slot_event(SlotEvent.COMMAND_COMPLETED)
         del width
+        if offset < SLOT_STATUS:
+            powered = self._is_powered()
+            ejected, self.powered = self.powered and not powered, powered
+            self.slot_event(SlotEvent.COMMAND_COMPLETED)
+            if ejected and self.bus is not None:
+                for function in tuple(self.segment.functions.values()):
+                    self.bus.on_eject(function)
         self._update_line()
 
-    def power_changed(self, powered: bool) -> None:
-        """The guest switched the slot on or off: off is its consent to take the card."""
-        for function in tuple(self.segment.functions.values()):
-            function.slot_power(powered)
+    def _is_powered(self) -> bool:
+        """Off, and consent to take the card, is power controller and indicator off together."""
+        control = self.config.get(SLOT_CONTROL, 2)
+        return not (control & _POWER_OFF and control & _INDICATOR == _INDICATOR_OFF)
 
     def load(self, state: dict[str, Any]) -> None:
         """Become what :meth:`state` described."""
         super().load(state)
-        self.powered = not self.config.get(SLOT_CONTROL, 2) & _POWER_OFF
+        self.powered = self._is_powered()
         self._update_line()
 
     # -- errors -------------------------------------------------------------------------------
