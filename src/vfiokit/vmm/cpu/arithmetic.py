@@ -189,13 +189,7 @@ def _cmpxchg(s: Source) -> None:
     s.read(1, "v")
     s.add(f"x{i} = a{i} - b{i} & {MASKS[width]}")
     s.add(f"w = b{i} if x{i} else v")
-    if s.is_memory(0):
-        s.write(0, "w")  # the processor writes in both cases
-    else:
-        s.add(f"if not x{i}:")
-        s.indent += 1
-        s.write(0, "w")
-        s.indent -= 1
+    s.write(0, "w")  # the processor writes in both cases
     s.add(f"if x{i}:")
     s.indent += 1
     s.set_number(0, width, f"b{i}")
