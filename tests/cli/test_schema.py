@@ -43,6 +43,8 @@ ON_THE_DEMO_HOST = {
     "report": ["report", "{folder}/server.html", "--svg", "{folder}/server.svg"],
     "vm-plan": ["vm", "plan", "gpu", "nic", "--p2p", "--viommu", "intel", "--vmm", "qemu"],
     "bandwidth-parameters": ["bandwidth", "--parameters"],
+    "vmm-plans": ["vmm", "plans", "--reads", "2"],
+    "vmm-trace": ["vmm", "trace", "--mistake", "no-queue"],
 }
 """A command line for each kind of document."""
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "lab": "run a command on a real kernel in QEMU, with devices made to order",
     "serve": "serve a device over vfio-user: NVMe, edu, or one of your own, for QEMU",
     "machine": "start a software twin of a host, with a prompt or a script",
+    "vmm": "a small hypervisor on a twin: plans A to D, a tracer of a guest's driver",
     "demo": "take a captured server's NVMe drive through VFIO and give it back",
     "schema": "print the JSON Schemas of what --json prints",
     "completion": "print a completion script for your shell",
