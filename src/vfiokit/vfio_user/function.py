@@ -137,7 +137,14 @@ class FunctionDevice:
         self._pin = function.intx = _HostPin(function)
         self.name = type(function).__name__.removesuffix("Function").lower()
         msix = function.msix
-        self._tables = () if msix is None else (msix.table_bar, msix.pending_bar)
+        self._plain = [1 << 64] * abi.VFIO_PCI_NUM_REGIONS
+        """Below which offset of a region there is no MSI-X table: the model's own registers."""
+        if msix is not None:
+            for bar, start in (
+                (msix.table_bar, msix.table_offset),
+                (msix.pending_bar, msix.pending_offset),
+            ):
+                self._plain[index] = min(self._plain[index], start)
         regions = [ServedRegion() for _ in range(abi.VFIO_PCI_NUM_REGIONS)]
         for bar in function.bars.values():
             regions[bar.index] = _served(bar.size, (shared or {}).get(bar.index))
@@ -199,7 +206,7 @@ class FunctionDevice:
         if region == _CONFIG:
             return bytes(function.config.data[offset : offset + length])
         if length in (4, 8) and not offset % length:
-            load = self._load if region in self._tables else function.mmio_read
+            load = function.mmio_read if offset < self._plain[region] else self._load
             data = load(region, offset, length).to_bytes(length, "little")
         else:
             data = b"".join(
@@ -212,8 +219,15 @@ class FunctionDevice:
 
     def region_write(self, region: int, offset: int, data: bytes) -> None:
         """One access of the model for each naturally aligned piece."""
+        length = len(data)
+        if length == 4 and not offset % 4 and region != _CONFIG:
+            store = self.function.mmio_write if offset < self._plain[region] else self._store
+            store(region, offset, 4, int.from_bytes(data, "little"))
+            if self.function.clock.pending:
+                self.function.clock.settle()
+            return
         most = 4 if region == _CONFIG else 8
-        for at, width in _pieces(offset, len(data), most):
+        for at, width in _pieces(offset, length, most):
             value = int.from_bytes(data[at - offset : at - offset + width], "little")
             if region == _CONFIG:
                 self.function.config_write(at, width, value)
