@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -120,8 +119,10 @@ class Rig:
     def gate(self, vector: int, handler: int, *, ist: int = 0, kind: int = 0x8E) -> None:
         """A 64-bit interrupt gate in the IDT at 0x3000."""
         place = 0x3000 + 16 * vector
-        self.store(place, handler & 0xFFFF | 8 << 16 | ist << 32 | kind << 40
-                   | (handler >> 16 & 0xFFFF) << 48)
+        self.store(
+            place,
+            handler & 0xFFFF | 8 << 16 | ist << 32 | kind << 40 | (handler >> 16 & 0xFFFF) << 48,
+        )
         self.store(place + 8, handler >> 32)
         self["idt.base"], self["idt.limit"] = 0x3000, 0xFFF
 

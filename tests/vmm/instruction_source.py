@@ -75,12 +75,14 @@ class Generator:
     def _registers(self) -> dict[str, int]:
         random = self.random
         values = {
-            name: random.choice(_INTERESTING) if random.randrange(3) == 0 else random.getrandbits(64)
+            name: random.choice(_INTERESTING)
+            if random.randrange(3) == 0
+            else random.getrandbits(64)
             for name in REGISTERS
         }
         if self.bits == 16:
             values = {name: value & 0xFFFFFFFF for name, value in values.items()}
-            values |= {name: 0 for name in REGISTERS[8:]}
+            values |= dict.fromkeys(REGISTERS[8:], 0)
         for name in ("rsi", "rdi", "rbp"):
             values[name] = DATA + random.randrange(0x400, 0x800)
         values["rsp"] = DATA + 0xF00
@@ -210,8 +212,10 @@ def _lea(g: Generator, prefix: bytes, wide: int) -> bytes:
 def _shift(g: Generator, prefix: bytes, wide: int) -> bytes:
     del wide
     opcode = g.random.choice((0xC0, 0xC1, 0xD0, 0xD1, 0xD2, 0xD3))
-    made = prefix + bytes([opcode]) + g.modrm(
-        g.random.choice((0, 1, 2, 3, 4, 5, 7)), byte=not opcode & 1
+    made = (
+        prefix
+        + bytes([opcode])
+        + g.modrm(g.random.choice((0, 1, 2, 3, 4, 5, 7)), byte=not opcode & 1)
     )
     return made + (g.immediate(1) if opcode < 0xD0 else b"")
 
@@ -224,8 +228,11 @@ def _two_byte(g: Generator, prefix: bytes, wide: int) -> bytes:
     )
     # a bit's number in a register reaches far beyond the operand in memory
     memory = opcode not in (0xA3, 0xAB, 0xB3, 0xBB)
-    return prefix + bytes([0x0F, opcode]) + g.modrm(memory=memory, byte=opcode in bytes_too
-                                                    and opcode in (0xB0, 0xC0))
+    return (
+        prefix
+        + bytes([0x0F, opcode])
+        + g.modrm(memory=memory, byte=opcode in bytes_too and opcode in (0xB0, 0xC0))
+    )
 
 
 def _bit_immediate(g: Generator, prefix: bytes, wide: int) -> bytes:

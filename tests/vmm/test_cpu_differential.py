@@ -40,7 +40,9 @@ class Unicorn:
         self.engine.mem_map(0, SIZE)
         self.pointer = x86.UC_X86_REG_RIP if bits == 64 else x86.UC_X86_REG_EIP
         self.names = {
-            name: getattr(x86, f"UC_X86_REG_{name.upper() if bits == 64 else 'E' + name[1:].upper()}")
+            name: getattr(
+                x86, f"UC_X86_REG_{name.upper() if bits == 64 else 'E' + name[1:].upper()}"
+            )
             for name in (REGISTERS if bits == 64 else REGISTERS[:8])
         }
 
@@ -94,7 +96,8 @@ def compare(program: Program, ours: dict[str, Any], theirs: dict[str, Any]) -> N
     wrong = [name for name in theirs if theirs[name] != ours[name]]
     differences = ", ".join(
         f"{name}: {ours[name]:#x} instead of {theirs[name]:#x}"
-        if name != "memory" else _first_difference(ours[name], theirs[name])
+        if name != "memory"
+        else _first_difference(ours[name], theirs[name])
         for name in wrong
     )
     assert not wrong, f"{program.text}\n{differences}\nfrom {program.registers}"

@@ -192,6 +192,11 @@ def test_parts_of_registers_are_read_and_written() -> None:
 def test_memory_has_to_be_whole_pages_that_do_not_overlap() -> None:
     page = memoryview(bytearray(4096))
     bus = Rig("hlt").bus
-    for ranges in ([(1, page)], [(0, page[:100])], [(0, page), (0, page)], [(0, page.toreadonly())]):
+    for ranges in (
+        [(1, page)],
+        [(0, page[:100])],
+        [(0, page), (0, page)],
+        [(0, page.toreadonly())],
+    ):
         with pytest.raises(UsageError):
             Interpreter(ranges, bus)

@@ -363,16 +363,14 @@ def _bit(change: str) -> Emitter:
 
 
 def _bit_scan(expression: str) -> Emitter:
-    """BSF and BSR: nothing is written when the source is 0."""
+    """BSF and BSR: the target keeps its value, extended, when the source is 0."""
 
     def emit(s: Source) -> None:
         s.read(1, "v")
+        s.read(0, "w")
         s.add("f = c.flags() & -65 | (0 if v else 64)")
         s.add(f"if v: w = {expression}")
-        s.add("if v:")
-        s.indent += 1
         s.write(0, "w")
-        s.indent -= 1
         s.add("c.set_flags(f)")
         s.setter = None
 
