@@ -140,7 +140,7 @@ class FunctionDevice:
         self._plain = [1 << 64] * abi.VFIO_PCI_NUM_REGIONS
         """Below which offset of a region there is no MSI-X table: the model's own registers."""
         if msix is not None:
-            for bar, start in (
+            for index, start in (
                 (msix.table_bar, msix.table_offset),
                 (msix.pending_bar, msix.pending_offset),
             ):
