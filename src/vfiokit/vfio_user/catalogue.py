@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -55,30 +55,35 @@ def nvme(
 
     A file that is missing is made with ``size`` bytes, all hole. ``vectors`` are MSI-X vectors: one
     for the admin queue and one for each pair of I/O queues. Raises :class:`UsageError` for sizes
-    that make no sense or do not fit the file, ``OSError`` for files that cannot be used.
+    that make no sense or do not fit the file, ``OSError`` for files that cannot be used. Close the
+    device when it is served no longer.
     """
     if not 2 <= vectors <= 2048:
         raise UsageError(f"{vectors} MSI-X vectors", hint="an NVMe controller has 2 to 2048")
-    store = _store(backing, size, read_only=read_only)
     # A queue pair needs a vector; 128 pairs are more than any guest has CPUs here.
     limits = Limits(queue_pairs=min(vectors - 1, 128))
-    buffer = _Buffer(cmb_size) if cmb_size else None
-    try:
-        function = NvmeFunction.synthetic(
-            PLACE,
-            vectors=vectors,
-            backing=store,
-            limits=limits,
-            cmb_size=cmb_size,
-            cmb_memory=buffer.view if buffer else None,
-            serial=serial,
-        )
-    except MachineError as error:
-        raise UsageError(str(error), hint=error.hint) from error
-    if buffer is None:
-        return FunctionDevice(function)
-    device = FunctionDevice(function, shared={_BUFFER_BAR: buffer.shared})
-    weakref.finalize(device, linux.close, buffer.shared.fd)
+    with contextlib.ExitStack() as held:
+        store = _store(backing, size, read_only=read_only)
+        if isinstance(store, FileStore):
+            held.callback(store.close)
+        buffer = _Buffer(cmb_size) if cmb_size else None
+        if buffer is not None:
+            held.callback(linux.close, buffer.shared.fd)
+        try:
+            function = NvmeFunction.synthetic(
+                PLACE,
+                vectors=vectors,
+                backing=store,
+                limits=limits,
+                cmb_size=cmb_size,
+                cmb_memory=buffer.view if buffer else None,
+                serial=serial,
+            )
+        except MachineError as error:
+            raise UsageError(str(error), hint=error.hint) from error
+        shared = {_BUFFER_BAR: buffer.shared} if buffer else None
+        device = FunctionDevice(function, shared=shared)
+        device.held.push(held.pop_all())
     return device
 
 

@@ -7,6 +7,7 @@ enables MSI or MSI-X in configuration space, as the kernel does it for a real de
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -131,6 +132,8 @@ class FunctionDevice:
     ) -> None:
         self.function = function
         self._doorbells = tuple(doorbells)
+        self.held = contextlib.ExitStack()
+        """Files that are the device's, for :meth:`close`."""
         self.movable = hasattr(function, "state") and hasattr(function, "load")
         """Whether the model can be moved to another server."""
         self._eventfds: dict[int, list[int]] = {}
@@ -197,6 +200,10 @@ class FunctionDevice:
         if wanted != control:
             function.config_write(table.offset + 2, 2, wanted)
             self._settle()
+
+    def close(self) -> None:
+        """Close the files behind the device. Idempotent."""
+        self.held.close()
 
     # -- accesses -----------------------------------------------------------------------------
 
