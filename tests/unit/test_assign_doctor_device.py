@@ -83,7 +83,7 @@ def test_a_bar_that_could_be_larger_is_noted_with_what_to_write() -> None:
     # 256 MiB, 512 MiB and 16 GiB are offered; it is 256 MiB now.
     sizes = 1 << 8 | 1 << 9 | 1 << 14
     (finding,) = of(asked(function("0000:00:01.0", rebar(sizes, 8))), "resizable-bar")
-    assert finding.what.startswith("BAR 1 of 0000:00:01.0 is 256.0 MiB and could be 16.0 GiB")
+    assert finding.what.startswith("BAR 1 of 0000:00:01.0 is 256 MiB and could be 16 GiB")
     assert "echo 14 > " in finding.remedy
     assert finding.remedy.endswith("resource1_resize")
 

@@ -14,7 +14,7 @@ from vfiokit.host import umockdev
 from vfiokit.host.compression import read_file
 from vfiokit.host.sysfs import read_topology
 from vfiokit.host.tree import FolderTree, Tree
-from vfiokit.host.usage import Opener, Use, openers, size_text, uses
+from vfiokit.host.usage import Opener, Use, openers, uses
 from vfiokit.pci.address import Bdf
 
 
@@ -214,20 +214,6 @@ def test_openers_are_found_by_node(tmp_path: Path) -> None:
     link(tmp_path, "proc/12/fd/2", "/dev/null")
     assert openers(tree, ["/dev/sda"]) == (Opener(12, "dd", "/dev/sda"),)
     assert openers(tree, []) == ()
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1536, "1.5 KiB"),
-        (1 << 40, "1.0 TiB"),
-        (1 << 51, "2048.0 TiB"),
-    ],
-)
-def test_size_is_readable(size: int, text: str) -> None:
-    assert size_text(size) == text
 
 
 @cache

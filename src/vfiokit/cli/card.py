@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vfiokit.cli.describe import class_text, device_text, link_text, size_text
+from vfiokit.cli.describe import class_text, device_text, link_text
+from vfiokit.pci.quantity import size_text
 
 if TYPE_CHECKING:
     from vfiokit.cli.view import View

@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfiokit.errors import ConfigRangeError
-from vfiokit.pci.base_address import size_text as size_text
 from vfiokit.pci.capability.express import (
     CAPABILITIES,
     LINK_CAPABILITIES,

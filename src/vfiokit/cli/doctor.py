@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vfiokit.cli import exit as exit_code
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
+from vfiokit.pci.quantity import counted
 
 if TYPE_CHECKING:
     from vfiokit.assign.doctor import Finding, Verdict
@@ -113,7 +114,7 @@ def _print(
         if finding.remedy:
             output.line(f"         → {finding.remedy}")
     if hidden:
-        output.line(f"{'ok':<8} {hidden} checks in order (-v shows them)")
+        output.line(f"{'ok':<8} {counted(hidden, 'check')} in order (-v shows them)")
     output.line(_summary(findings, devices, answer))
 
 

@@ -17,6 +17,7 @@ from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability import sriov
 from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.config import ConfigSpace
+from vfiokit.pci.quantity import counted
 from vfiokit.pci.topology import Function, Recorded, Topology
 
 if TYPE_CHECKING:
@@ -253,13 +254,13 @@ def _dump_limits(found: Mapping[Bdf, Listing], orphans: Sequence[Bdf]) -> Iterat
     short = sum(1 for listing in found.values() if 0 < len(listing.data) < 0x100)
     if short:
         yield (
-            f"{_functions(short)} cut before the capabilities: "
+            f"{counted(short, 'function')} cut before the capabilities: "
             "what keeps devices apart is unknown ('lspci -xxxx' as root shows it)"
         )
     conventional = sum(1 for listing in found.values() if 0x100 <= len(listing.data) < 0x1000)
     if conventional:
         yield (
-            f"{_functions(conventional)} without extended configuration space: "
+            f"{counted(conventional, 'function')} without extended configuration space: "
             "of those on PCI Express, ACS and SR-IOV are unknown"
         )
     broken = [str(bdf) for bdf, listing in found.items() if listing.broken]
@@ -278,30 +279,26 @@ def _text_limits(facts: Sequence[Facts]) -> Iterator[str]:
     listed = sum(1 for fact in facts if fact.detail is Detail.LIST)
     if listed:
         yield (
-            f"{_functions(listed)} listed without details: which bridge a bus hangs from, and so "
-            "every group, is unknown ('lspci -nnvvv' as root shows it)"
+            f"{counted(listed, 'function')} listed without details: which bridge a bus hangs "
+            "from, and so every group, is unknown ('lspci -nnvvv' as root shows it)"
         )
     brief = sum(1 for fact in facts if fact.detail is Detail.FLAGS)
     if brief:
         yield (
-            f"{_functions(brief)} shown by 'lspci -v', which leaves out registers: "
+            f"{counted(brief, 'function')} shown by 'lspci -v', which leaves out registers: "
             "where there is ACS, its settings are unknown ('lspci -vv' shows them)"
         )
     denied = sum(1 for fact in facts if fact.denied)
     if denied:
-        yield f"capabilities of {_functions(denied)} were not readable: lspci needs root"
+        yield f"capabilities of {counted(denied, 'function')} were not readable: lspci needs root"
     named = sum(1 for fact in facts if fact.named_only)
     if named:
         yield (
-            f"{_functions(named)} shown without ids: the kernel's tables of known devices "
+            f"{counted(named, 'function')} shown without ids: the kernel's tables of known devices "
             "cannot be applied ('lspci -nn' shows ids)"
         )
     if listed + denied < len(facts):
         yield "registers that lspci does not decode are unknown"
-
-
-def _functions(count: int) -> str:
-    return f"{count} function{'s' if count != 1 else ''}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vfiokit.errors import FormatError, SourceError
 from vfiokit.host.tree import FolderTree, RecordedTree, Tree
+from vfiokit.pci.quantity import counted
 
 if TYPE_CHECKING:
     from vfiokit.host.lspci import LspciHost
@@ -59,7 +60,7 @@ class Host:
         if not cut:
             return ()
         return (
-            f"{cut} function{'s' if cut != 1 else ''} cut before the capabilities: "
+            f"{counted(cut, 'function')} cut before the capabilities: "
             "what keeps devices apart is unknown without root",
         )
 

@@ -23,6 +23,7 @@ from vfiokit.host.block import (
 )
 from vfiokit.host.netdev import Interface, default_route_interfaces, read_interface
 from vfiokit.host.tree import Tree, resolve
+from vfiokit.pci.quantity import size_text
 from vfiokit.pci.topology import Function
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -352,13 +353,3 @@ def _children_of(folders: list[str], kind: str) -> list[str]:
         for folder in folders
         if posixpath.basename(posixpath.dirname(folder)) == kind
     ]
-
-
-def size_text(size: int) -> str:
-    """A size in bytes for people: ``1.8 TiB``."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -49,15 +49,3 @@ def base_addresses(registers: Sequence[int]) -> tuple[BaseAddress, ...]:
                 index += 1
         found.append(BaseAddress(at, kind, bool(value & 0x8), address))
     return tuple(found)
-
-
-def size_text(size: int | None) -> str:
-    """Bytes with a binary unit: ``16 KiB``; ``?`` when unknown."""
-    if size is None:
-        return "?"
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:g} {unit}"
-        value /= 1024
-    return f"{value:g} TiB"

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import DEVICES, Facts
 from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
-from vfiokit.host.usage import size_text
 from vfiokit.isolation.quirk import VMD_FIRST_DOMAIN
 from vfiokit.pci.bar import IORESOURCE_UNSET, Bar, bars
 from vfiokit.pci.capability import resizable_bar
+from vfiokit.pci.quantity import size_text
 from vfiokit.pci.topology import Function
 
 _INTEL = 0x8086

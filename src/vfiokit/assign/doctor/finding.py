@@ -83,11 +83,6 @@ def verdict(findings: tuple[Finding, ...]) -> Verdict:
     return Verdict.READY
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 group``, ``2 groups``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def loss(use: Use) -> str:
     """What giving away a function does to ``use``, a sentence that stands for itself."""
     return f"the host {use.loss}" if use.loss.startswith("loses ") else use.loss

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import GROUPS, Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
 from vfiokit.assign.doctor.kernel import configured
 from vfiokit.assign.doctor.unit import Unit, units
+from vfiokit.pci.quantity import counted
 from vfiokit.pci.topology import Function
 
 _TABLES = "/sys/firmware/acpi/tables"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted, loss
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, loss
 from vfiokit.host.usage import uses
 from vfiokit.isolation.group import Group
 from vfiokit.isolation.leak import Leak
 from vfiokit.isolation.reason import Rule
 from vfiokit.isolation.viability import manages_own_dma
+from vfiokit.pci.quantity import counted
 from vfiokit.pci.topology import Function
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from vfiokit.assign.doctor.facts import Facts
 from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
 from vfiokit.assign.doctor.unit import units
-from vfiokit.host.usage import size_text
+from vfiokit.pci.quantity import size_text
 
 _LIMITS, _STATUS = "/proc/self/limits", "/proc/self/status"
 _NODES = "/sys/devices/system/node"

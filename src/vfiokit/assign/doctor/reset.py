@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vfiokit.assign.doctor.facts import DEVICES, Facts
-from vfiokit.assign.doctor.finding import Evidence, Finding, Severity, counted
+from vfiokit.assign.doctor.finding import Evidence, Finding, Severity
+from vfiokit.pci.quantity import counted
 from vfiokit.pci.topology import Bus, Function
 
 _COMPLETE = frozenset({"flr", "af_flr", "bus", "slot", "cxl_bus", "device_specific"})

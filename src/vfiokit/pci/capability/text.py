@@ -15,9 +15,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from vfiokit.errors import ConfigRangeError
-from vfiokit.pci.base_address import size_text
 from vfiokit.pci.capability.register import Capability, Field, Layout, Register, Repeated
 from vfiokit.pci.config import ConfigSpace
+from vfiokit.pci.quantity import size_text
 
 WIDTH = 100
 """Columns of a line, where what it says can be broken."""
