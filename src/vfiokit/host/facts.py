@@ -10,7 +10,9 @@ from vfiokit.host.tree import Tree, read_text
 _FILES = {
     "kernel command line": "/proc/cmdline",
     "kernel release": "/proc/sys/kernel/osrelease",
+    "machine model": "/sys/class/dmi/id/product_name",
     "firmware version": "/sys/class/dmi/id/bios_version",
+    "firmware date": "/sys/class/dmi/id/bios_date",
     "processors online": "/sys/devices/system/cpu/online",
     "memory nodes online": "/sys/devices/system/node/online",
 }
