@@ -10,6 +10,7 @@ from vfiokit.cli import exit as exit_code
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
 from vfiokit.errors import UsageError
+from vfiokit.pci.quantity import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -201,10 +202,19 @@ class _Text:
             for lift in remedies:
                 total = _gbps(lift.prediction.total)
                 self._line(f"  {total} Gb/s in all, {_gain(lift)}: {lift.text}")
+                self._print_commands(lift)
         if prediction.assumptions:
             self._output.heading("assumed:")
             for text in prediction.assumptions:
                 self._line(f"  {text}")
+
+    def _print_commands(self, lift: Lift) -> None:
+        from vfiokit.p2p.remedy import config_acs
+
+        if lift.acs and not self._names:  # a described machine has nothing to type them into
+            self._output.line(f"      {config_acs(lift.acs)}")
+            for change in lift.acs:
+                self._output.line(f"      {change.setpci}")
 
     def _print_rates(self, prediction: Prediction) -> None:
         # Flows that are the same get the same.
@@ -230,7 +240,7 @@ class _Text:
         if ports:
             shown = ", ".join(map(str, ports[:_PORTS]))
             more = f" and {len(ports) - _PORTS} more" if ports[_PORTS:] else ""
-            flows = f"{len(redirected)} flow{'s' if len(redirected) != 1 else ''}"
+            flows = counted(len(redirected), "flow")
             self._line(
                 f"ACS redirect at {shown}{more} sends {flows} up to the root complex and down "
                 "again: links above are used twice"
@@ -312,6 +322,8 @@ def _document(
     parameters: Parameters,
     changes: Changes,
 ) -> dict[str, object]:
+    from vfiokit.p2p.remedy import config_acs
+
     return {
         "flows": [_flow_document(rate) for rate in prediction.rates],
         "total_gbps": _number(prediction.total),
@@ -336,6 +348,8 @@ def _document(
                 "total_gbps": lift.prediction.total,
                 "gain": _number(lift.gain),
                 "gbps": [_number(rate.gbps) for rate in lift.prediction.rates],
+                "config_acs": config_acs(lift.acs) if lift.acs else None,
+                "setpci": [change.setpci for change in lift.acs],
             }
             for lift in remedies
         ],

@@ -73,6 +73,11 @@ class Change(NamedTuple):
         return f"setpci -s {self.function} {self.offset:x}.w={self.after & mask:x}:{mask:x}"
 
 
+def config_acs(changes: Sequence[Change]) -> str:
+    """The kernel parameter that sets every bit of ``changes`` explicitly."""
+    return "pci=config_acs=" + ";".join(change.parameter for change in changes)
+
+
 class Remedy(NamedTuple):
     """One way to let the pairs pass."""
 
@@ -90,7 +95,7 @@ class Remedy(NamedTuple):
     @property
     def config_acs(self) -> str:
         """The kernel parameter that sets every bit explicitly."""
-        return "pci=config_acs=" + ";".join(change.parameter for change in self.changes)
+        return config_acs(self.changes)
 
     @property
     def disable_acs_redir(self) -> str:
@@ -157,7 +162,7 @@ def _clear(peers: Peers, answers: Sequence[Answer]) -> Remedy:
     topology = peers.topology
     ports = sorted({bdf for answer in answers for bdf in answer.redirecting})
     changes = tuple(
-        _change(topology[bdf], topology[bdf].acs_control & ~REDIRECTING) for bdf in ports
+        acs_change(topology[bdf], topology[bdf].acs_control & ~REDIRECTING) for bdf in ports
     )
     missing = {each for answer in answers for each in answer.unknown}
     obstacles = [f"not known: {each}" for each in sorted(missing)]
@@ -179,7 +184,7 @@ def _translate(peers: Peers, answers: Sequence[Answer]) -> Remedy:
     changes = tuple(
         change
         for bdf in ports
-        if (change := _change(topology[bdf], TRANSLATED & topology[bdf].acs_capability)).before
+        if (change := acs_change(topology[bdf], TRANSLATED & topology[bdf].acs_capability)).before
         != change.after
     )
     obstacles: list[str] = []
@@ -235,7 +240,8 @@ def _on_the_way(topology: Topology, answer: Answer) -> set[Bdf]:
     return bridges | set(answer.redirecting)
 
 
-def _change(function: Function, after: Acs) -> Change:
+def acs_change(function: Function, after: Acs) -> Change:
+    """ACS Control of ``function``, which has the capability, from what it is to ``after``."""
     assert function.acs is not None
     return Change(
         function.bdf,

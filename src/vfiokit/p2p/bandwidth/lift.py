@@ -21,6 +21,7 @@ from vfiokit.p2p.bandwidth.predict import (
 )
 from vfiokit.p2p.bandwidth.route import REDIRECTING, AcsView
 from vfiokit.p2p.bandwidth.tlp import limits, payload_capability
+from vfiokit.p2p.remedy import Change, acs_change
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.topology import Function, Topology
@@ -41,6 +42,8 @@ class Lift(NamedTuple):
     prediction: Prediction
     gain: float
     """The new total divided by the old one; infinite from nothing."""
+    acs: tuple[Change, ...] = ()
+    """ACS Control of the ports to change, for :func:`vfiokit.p2p.remedy.config_acs`."""
 
 
 class _Remedy(NamedTuple):
@@ -48,6 +51,7 @@ class _Remedy(NamedTuple):
     text: str
     parameters: Parameters
     changes: Changes
+    acs: tuple[Change, ...] = ()
 
 
 def lifts(
@@ -67,7 +71,7 @@ def lifts(
         gain = again.total / prediction.total if prediction.total else math.inf
         as_good = any(lift.kind == remedy.kind and lift.gain >= gain for lift in found)
         if again.total and gain >= _WORTH and not as_good:
-            found.append(Lift(remedy.kind, remedy.text, again, gain))
+            found.append(Lift(remedy.kind, remedy.text, again, gain, remedy.acs))
     return tuple(sorted(found, key=lambda lift: -lift.gain))
 
 
@@ -107,12 +111,14 @@ class _Bench:
             return
         names = _listed(ports)
         cleared = REDIRECTING | Acs.EGRESS_CONTROL
+        off = self._with_acs(ports, lambda bits: bits & ~cleared)
         yield _Remedy(
             "acs",
             f"ACS Request and Completion Redirect off at {names}: "
             "no isolation between what is below them, and their IOMMU groups merge",
             self._parameters,
-            self._with_acs(ports, lambda bits: bits & ~cleared),
+            off,
+            self._registers(ports, off),
         )
         direct = self._with_acs(
             ports, lambda bits: (bits | Acs.DIRECT_TRANSLATED) & ~Acs.TRANSLATION_BLOCKING
@@ -122,7 +128,8 @@ class _Bench:
         )
         text = f"ATS on in {self._requesters()}"
         text += f", and ACS Direct Translated on at {_listed(entries)}" if entries else ""
-        yield _Remedy("ats", f"{text}: isolation stays", self._parameters, direct)
+        registers = self._registers(entries, direct)
+        yield _Remedy("ats", f"{text}: isolation stays", self._parameters, direct, registers)
         reads = any(flow.kind is Kind.READ for flow in self._flows)
         if reads and not self._parameters["relaxed_ordering"]:
             yield _Remedy(
@@ -130,6 +137,7 @@ class _Bench:
                 f"{text}, with relaxed ordering, which Completion Redirect spares: isolation stays",
                 self._parameters.replace(relaxed_ordering=1),
                 direct,
+                registers,
             )
 
     def _requesters(self) -> str:
@@ -151,6 +159,15 @@ class _Bench:
             kind = links.kind(function) if function.is_bridge else None
             values[port] = change(view.bits(function, kind))
         return self._changes._replace(acs=values)
+
+    def _registers(self, ports: Sequence[Bdf], changes: Changes) -> tuple[Change, ...]:
+        """What to write where; nothing for a port whose registers were not captured."""
+        functions = [self._topology[port] for port in ports]
+        return tuple(
+            acs_change(function, changes.acs[function.bdf])
+            for function in functions
+            if function.acs is not None and changes.acs[function.bdf] != function.acs_control
+        )
 
     def _links(self) -> Iterator[_Remedy]:
         used = {load.link.port: load.link for load in self._prediction.loads if load.link}
