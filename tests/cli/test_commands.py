@@ -141,9 +141,21 @@ def test_plan_exit_code_says_that_there_is_something_to_do(
 def test_a_plan_is_saved_and_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "nvme.json"
     assert main(["plan", "nvme", "--host", "demo", "-o", str(saved)]) == exit_code.DONE
-    assert json.loads(saved.read_text())["schema"] == "vfiokit/plan/v1"
+    capsys.readouterr()
+    _, printed = document(capsys, "plan", "nvme", "--host", "demo")
+    assert json.loads(saved.read_text()) == printed
     assert main(["apply", str(saved), "--host", "demo", "--yes"]) != exit_code.DONE
     assert "recorded host cannot be changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"schema": "vfiokit/plan/v2", "plan": {}}', "[]", "{}", "no"])
+def test_what_is_no_saved_plan_is_not_applied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    words = ["apply", str(tmp_path / "x.json"), "--host", "demo", "--yes"]
+    assert main(words) == exit_code.FAILED
+    assert "not a saved plan" in capsys.readouterr().err
 
 
 def test_apply_without_a_terminal_wants_yes(

@@ -24,7 +24,6 @@ from vfiokit.assign.binding import (
     read_binding,
 )
 from vfiokit.assign.document import (
-    SCHEMA,
     Blocker,
     Fate,
     Loss,
@@ -51,7 +50,7 @@ from vfiokit.isolation.viability import blockers as group_blockers
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.topology import Function, Topology
 
-__all__ = ["SCHEMA", "Blocker", "Fate", "Loss", "Member", "Plan", "Role", "Step", "Target", "plan"]
+__all__ = ["Blocker", "Fate", "Loss", "Member", "Plan", "Role", "Step", "Target", "plan"]
 
 
 def plan(

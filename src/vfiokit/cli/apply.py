@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
 from vfiokit.cli import plan as plan_command
-from vfiokit.cli.render import Output, note
+from vfiokit.cli.render import Output, identifier, note
 from vfiokit.cli.session import Session
 from vfiokit.errors import FormatError, UsageError
 
@@ -100,9 +100,13 @@ def _load(arguments: argparse.Namespace, session: Session) -> Plan:
             document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise FormatError(f"not a saved plan: {error}", path=str(path)) from error
-        if isinstance(document, dict) and "plan" in document:
-            document = document["plan"]
-        return Plan.from_json(document, path=str(path))
+        found = document.get("schema") if isinstance(document, dict) else None
+        if found != identifier("plan"):
+            raise FormatError(
+                f"not a saved plan: its schema is {found!r}, not {identifier('plan')!r}",
+                path=str(path),
+            )
+        return Plan.from_json(document.get("plan"), path=str(path))
     return plan_command.make(arguments, session)
 
 

@@ -130,8 +130,21 @@ def shown(value: Value) -> str:
 
 
 def row(view: View, function: Function, names: Sequence[str]) -> tuple[str, ...]:
-    """The cells of one function."""
-    return tuple(shown(COLUMNS[name].value(view, function)) for name in names)
+    """The cells of one function for people: a predicted group that is not certain has a mark."""
+    facts = Record(view, function)
+    return tuple(cell(facts, name) for name in names)
+
+
+def predicted_text(group: Value, *, uncertain: object) -> str:
+    """A predicted group for people: ``7``, or ``7?`` where bytes that decide are missing."""
+    return f"{group}?" if uncertain else str(group)
+
+
+def cell(record: Mapping[str, Value], name: str) -> str:
+    """One fact of ``record`` for people."""
+    if name == "predicted":
+        return predicted_text(record[name], uncertain=record["uncertain"])
+    return shown(record[name])
 
 
 def record(view: View, function: Function) -> dict[str, Value]:

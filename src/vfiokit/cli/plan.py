@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
-from vfiokit.cli.render import Output, note
+from vfiokit.cli.render import Output, envelope, note
 from vfiokit.cli.session import Session
 
 if TYPE_CHECKING:
@@ -75,12 +75,14 @@ def make(arguments: argparse.Namespace, session: Session) -> Plan:
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Plan and print."""
     made = make(arguments, session)
+    body = {"plan": made.to_json()}
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(made.to_json(), indent=2) + "\n", encoding="utf-8")
+        document = envelope("plan", session.host, body)
+        arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         note(f"plan written to {arguments.output}")
     output = Output(json=arguments.json)
     if output.json:
-        output.document("plan", session.host, {"plan": made.to_json()})
+        output.document("plan", session.host, body)
     else:
         for line in lines(made):
             output.line(line)

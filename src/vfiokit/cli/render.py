@@ -29,6 +29,16 @@ _CUT = {"KIND": 2, "DEVICE": 5, "NAME": 5, "PATH": 2, "LIMITED BY": 5}
 _LINES_AT_ONCE = 4096
 
 
+def identifier(kind: str) -> str:
+    """What the documents of ``kind`` say that they are."""
+    return f"vfiokit/{kind}/v1"
+
+
+def envelope(kind: str, host: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of ``kind`` about ``host``."""
+    return {"schema": identifier(kind), "host": host, **body}
+
+
 def wants_colour(stream_is_terminal: bool) -> bool:
     """Whether colour is wanted, by the environment's conventions."""
     if os.environ.get("NO_COLOR"):
@@ -77,8 +87,7 @@ class Output:
         """
         import json
 
-        document = {"schema": f"vfiokit/{kind}/v1", "host": host, **body}
-        json.dump(document, sys.stdout, indent=None if one_line else 2)
+        json.dump(envelope(kind, host, body), sys.stdout, indent=None if one_line else 2)
         sys.stdout.write("\n")
 
     def line(self, text: str = "") -> None:
@@ -124,7 +133,7 @@ class Output:
 
         ``more`` gives facts that the command knows besides the columns, and that go before them.
         """
-        from vfiokit.cli.column import COLUMNS, Record, chosen, shown
+        from vfiokit.cli.column import COLUMNS, Record, cell, chosen
         from vfiokit.cli.listing import print_records
 
         found = list(functions)
@@ -134,7 +143,7 @@ class Output:
         if arguments.format is not None:
             print_records(arguments.format, records, columns, sys.stdout.write)
             return
-        rows = (tuple(shown(record[name]) for name in columns) for record in records)
+        rows = (tuple(cell(record, name) for name in columns) for record in records)
         self.table([name.upper() for name in columns], rows)
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

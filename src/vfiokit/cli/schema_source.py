@@ -20,6 +20,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from vfiokit.cli.render import identifier
 from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,17 +50,13 @@ def schema(kind: str) -> Schema:
     if kind not in kinds():
         raise UsageError(f"there is no document {kind!r}", hint=f"documents: {', '.join(kinds())}")
     source = _read(kind)
-    title, alternative = source.pop("title"), source.pop("or", None)
+    title = source.pop("title")
     own = source.pop("definitions", {})
     body = expand(source)
-    identifier = f"vfiokit/{kind}/v1"
-    envelope = {**_ENVELOPE, "schema": {**_ENVELOPE["schema"], "const": identifier}}
+    envelope = {**_ENVELOPE, "schema": {**_ENVELOPE["schema"], "const": identifier(kind)}}
     body["properties"] = {**envelope, **body["properties"]}
     body["required"] = [*envelope, *body["required"]]
     definitions = {**_shared(), **{name: expand(each) for name, each in own.items()}}
-    if alternative is not None:
-        definitions["document"] = body
-        body = {"oneOf": [_reference("document"), expand(alternative)]}
     found = {"$schema": _DIALECT, "$id": f"{kind}-v1.json", "title": title, **body}
     used = _used(found, definitions)
     if used:
