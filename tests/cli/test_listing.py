@@ -117,10 +117,50 @@ def test_every_column_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_groups_count_their_own_prediction(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("groups", "--host", "demo", "--no-quirks", "--format", "{group} {recorded}")
+    words = ("groups", "--host", "demo", "--no-quirks", "--format", "{predicted} {recorded}")
     assert main([*words]) == exit_code.NO
     pairs = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert any(predicted != recorded for predicted, recorded in pairs)
+
+
+HEADER_ONLY = """\
+00:00.0 Host bridge: Intel Corporation Device [8086:29c0]
+00: 86 80 c0 29 06 00 90 20 00 00 00 06 00 00 00 00
+10: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+20: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+30: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+
+00:1f.0 ISA bridge: Intel Corporation Device [8086:2918]
+00: 86 80 18 29 07 00 10 02 00 00 01 06 00 00 80 00
+10: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+20: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+30: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+"""
+
+
+def test_a_prediction_without_its_bytes_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = tmp_path / "dump"
+    dump.write_text(HEADER_ONLY)
+    assert main(["groups", "--host", str(dump)]) == exit_code.DONE
+    header, first, second, *rest = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "PREDICTED"
+    assert (first.split()[0], second.split()[0]) == ("0", "1?")
+    assert rest[0].startswith("? unknown whether 1 function shares a group")
+    assert main(["tree", "--host", str(dump)]) == exit_code.DONE
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[2:]] == ["0", "1?"]
+    words = ["groups", "--host", str(dump), "--columns", "address,predicted,uncertain"]
+    assert main([*words, "--format", "csv"]) == exit_code.DONE
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "0000:00:00.0,0,False",
+        "0000:00:1f.0,1,True",
+    ]
+    assert main(["groups", "--host", str(dump), "--why", "00:1f.0"]) == exit_code.DONE
+    assert "unknown whether it shares its group" in capsys.readouterr().out
+    assert main(["groups", "--host", str(dump), "--json"]) == exit_code.DONE
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    assert [each["members"][0]["uncertain"] for each in groups] == [False, True]
 
 
 def test_chosen_columns_stand_in_the_order_asked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,12 @@ from vfiokit.cli.listing import add_options
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
 from vfiokit.cli.view import View
+from vfiokit.pci.quantity import counted
 
 if TYPE_CHECKING:
     from vfiokit.cli.column import Value
     from vfiokit.isolation.compare import Comparison
-    from vfiokit.isolation.group import Group, Grouping
+    from vfiokit.isolation.group import Grouping
     from vfiokit.pci.topology import Function, Topology
 
 DESCRIPTION = """\
@@ -28,12 +29,12 @@ examples:
   vfiokit groups                        this machine
   vfiokit groups --host capture.tar.zst --why 05:00.0
   vfiokit groups --host demo --no-quirks   what a tool without the quirk tables would say
-  vfiokit groups --format '{group} {address} {why}'
+  vfiokit groups --format '{predicted} {address} {why}'
 
 exit codes: 0 predicted and recorded groups agree (or none were recorded), 3 they differ
 """
 
-COLUMNS = ("group", "address", "class", "id", "driver", "recorded")
+COLUMNS = ("predicted", "address", "class", "id", "driver", "recorded")
 """Columns by default; ``why`` and those of every list can be chosen too."""
 
 
@@ -73,9 +74,10 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
 
 def _facts(grouping: Grouping, function: Function) -> dict[str, Value]:
-    """What ``groups`` means by its own columns: here a group is the predicted one."""
+    """The columns that ``groups`` has besides those of every list, or knows better."""
     return {
-        "group": grouping.of(function.bdf).id,
+        "predicted": grouping.of(function.bdf).id,
+        "uncertain": function.bdf in grouping.uncertain,
         "recorded": function.recorded.iommu_group,
         "why": grouping.why(function.bdf).text(),
     }
@@ -84,29 +86,39 @@ def _facts(grouping: Grouping, function: Function) -> dict[str, Value]:
 def _print_groups(
     output: Output, topology: Topology, grouping: Grouping, comparison: Comparison
 ) -> None:
-    rows = (_row(group, topology[bdf]) for group in grouping.groups for bdf in group.members)
+    from vfiokit.cli.column import predicted_text
+
+    unsure = frozenset(grouping.uncertain)
+    rows = (
+        _row(predicted_text(group.id, uncertain=bdf in unsure), topology[bdf])
+        for group in grouping.groups
+        for bdf in group.members
+    )
     output.table([name.upper() for name in COLUMNS], rows)
     leaks = grouping.leaks(topology)
     for leak in leaks:
         output.line(f"note: {leak.text()}")
     if grouping.uncertain:
+        count = len(grouping.uncertain)
         output.line(
-            f"{len(grouping.uncertain)} functions are uncertain: configuration space that decides "
-            "is not in this description"
+            f"? unknown whether {counted(count, 'function')} share{'s' * (count == 1)} a group: "
+            "configuration space that decides is not in this description"
         )
     if comparison.total:
         output.line(f"{comparison.agree} of {comparison.total} recorded groups agree")
         for difference in comparison.differences:
             output.line(f"differs: {difference.text()}")
     else:
-        output.line(f"{len(grouping.groups)} groups predicted; the host's kernel recorded none")
+        output.line(
+            f"{counted(len(grouping.groups), 'group')} predicted; the host's kernel recorded none"
+        )
 
 
-def _row(group: Group, function: Function) -> tuple[str, ...]:
+def _row(predicted: str, function: Function) -> tuple[str, ...]:
     identity = function.identity
     recorded = function.recorded.iommu_group
     return (
-        str(group.id),
+        predicted,
         str(function.bdf),
         f"{identity.class_code:06x}",
         f"{identity.vendor_id:04x}:{identity.device_id:04x}",
@@ -130,7 +142,15 @@ def _print_why(
         return
     for function in functions:
         group = grouping.of(function.bdf)
-        output.heading(f"{function.bdf} is in group {group.id}, with {len(group.members) - 1} more")
+        others = len(group.members) - 1
+        if function.bdf in grouping.uncertain:
+            output.heading(f"{function.bdf}: unknown whether it shares its group")
+            output.line(
+                "  configuration space that decides is not in this description; where it is "
+                "missing, what follows takes ACS and PCI Express to be missing too"
+            )
+        else:
+            output.heading(f"{function.bdf} is in group {group.id}, with {others} more")
         output.line(f"  {grouping.why(function.bdf).text()}")
         for step in grouping.steps(function.bdf):
             output.line(f"  - {step.text()}")
@@ -142,12 +162,14 @@ def _why_document(grouping: Grouping, function: Function) -> dict[str, object]:
         "address": str(function.bdf),
         "group": group.id,
         "members": [str(bdf) for bdf in group.members],
+        "uncertain": function.bdf in grouping.uncertain,
         "why": grouping.why(function.bdf).text(),
         "steps": [step.text() for step in grouping.steps(function.bdf)],
     }
 
 
 def _document(topology: Topology, grouping: Grouping, comparison: Comparison) -> dict[str, object]:
+    unsure = frozenset(grouping.uncertain)
     return {
         "groups": [
             {
@@ -156,6 +178,7 @@ def _document(topology: Topology, grouping: Grouping, comparison: Comparison) ->
                     {
                         "address": str(bdf),
                         "recorded_group": topology[bdf].recorded.iommu_group,
+                        "uncertain": bdf in unsure,
                         "why": grouping.why(bdf).text(),
                     }
                     for bdf in group.members

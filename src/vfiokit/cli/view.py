@@ -35,10 +35,7 @@ class View:
 
     def is_uncertain(self, function: Function) -> bool:
         """Whether bytes that decide the group of ``function`` are missing, here or above it."""
-        if not self._uncertain:
-            return False
-        deciding = (function, *self.topology.path_to_root(function))
-        return any(item.bdf in self._uncertain for item in deciding)
+        return function.bdf in self._uncertain
 
     @cached_property
     def has_recorded_groups(self) -> bool:

@@ -170,7 +170,8 @@ def role(function: Function) -> str:
         return _ROLES[kind]
     if function.express is not None:
         return "PCIe function"
-    return "conventional PCI bridge" if function.is_bridge else "conventional PCI function"
+    conventional = "" if _cut(function) else "conventional "
+    return f"{conventional}PCI {'bridge' if function.is_bridge else 'function'}"
 
 
 def _supported(function: Function, quirks: bool) -> Acs:
