@@ -44,6 +44,31 @@ def test_the_twin_s_files_take_writes(capsys: pytest.CaptureFixture[str]) -> Non
     assert out.rstrip().endswith("vfio-pci")
 
 
+def test_a_device_s_number_is_no_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _err = run(capsys, "show 10de:25b6#3 --format '{address}'  # the third VF")
+    assert code == exit_code.DONE
+    assert out.splitlines() == ["0000:08:00.6"]
+
+
+def test_predictions_and_reports_are_made_of_the_twin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, capture = tmp_path / "twin.html", tmp_path / "twin.tar.zst"
+    code, out, err = run(
+        capsys,
+        "apply nvme --yes",
+        "bandwidth 'nvme > memory'",
+        "vm plan nvme",
+        f"report {page}",
+        f"capture {capture}",
+    )
+    assert code == exit_code.DONE, err
+    assert "0000:05:00.0 > memory" in out
+    assert "vfio-pci" in page.read_text()
+    assert main(["show", "nvme", "--host", str(capture), "--format", "{driver}"]) == exit_code.DONE
+    assert capsys.readouterr().out == "vfio-pci\n"
+
+
 def test_binary_files_are_dumped(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _err = run(capsys, "cat /sys/bus/pci/devices/0000:05:00.0/config")
     assert code == exit_code.DONE

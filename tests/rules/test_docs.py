@@ -32,7 +32,7 @@ def sessions() -> Iterator[tuple[str, str, list[str]]]:
     for name, text in blocks("console"):
         for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             command, *shown = part.rstrip("\n").split("\n")
-            if command.startswith("vfiokit ") and "--host demo" in command:
+            if re.match(r"vfiokit (.* --host demo|diff demo demo)", command):
                 yield name, command, shown
 
 

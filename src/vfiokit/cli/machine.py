@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ machine is touched, and nothing is kept.
 """
 EPILOG = """\
 at the prompt:
-  show, tree, groups, explain, p2p, diff, doctor, plan, apply, undo
-                                          as on the command line, without --host
+  show, tree, groups, explain, p2p, bandwidth, vm, report, diff, doctor, capture,
+  plan, apply, undo                       as on the command line, without --host
   ls PATH, cat PATH, echo TEXT > PATH     the twin's files
   identify DEVICE                         run the user-space NVMe driver on it
   counters, faults                        what the hardware counted and recorded
@@ -42,8 +43,8 @@ examples:
 exit code of a script: that of the first command that failed
 """
 _COMMANDS = (
-    *("show", "tree", "groups", "explain", "p2p"),
-    *("diff", "doctor", "plan", "apply", "undo"),
+    *("show", "tree", "groups", "explain", "p2p", "bandwidth", "vm", "report"),
+    *("diff", "doctor", "capture", "plan", "apply", "undo"),
 )
 _DUMP = 256
 """Bytes of a binary file that ``cat`` shows."""
@@ -207,7 +208,8 @@ def _words(line: str) -> list[str]:
     try:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=">")
         lexer.whitespace_split = True
-        return list(lexer)
+        lexer.commenters = ""  # 10de:2330#1 is a device
+        return list(takewhile(lambda word: not word.startswith("#"), lexer))
     except ValueError as error:
         raise UsageError(f"cannot read {line!r}: {error}") from error
 

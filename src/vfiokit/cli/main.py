@@ -77,19 +77,22 @@ def _add(parsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str
         epilog=command.EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_common(parser)
+    add_common(parser, host=name != "diff")
     command.configure(parser)
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Options that every command has."""
-    parser.add_argument(
-        "--host",
-        default="live",
-        metavar="live|demo|FILE",
-        help="this machine (default), the packaged capture, or a file: a capture, a record, "
-        "the output of lspci, an NCCL topology; or a folder",
-    )
+def add_common(parser: argparse.ArgumentParser, *, host: bool = True) -> None:
+    """Options that every command has; ``--host`` but for those that name their hosts otherwise."""
+    if host:
+        parser.add_argument(
+            "--host",
+            default="live",
+            metavar="live|demo|FILE",
+            help="this machine (default), the packaged capture, or a file: a capture, a record, "
+            "the output of lspci, an NCCL topology; or a folder",
+        )
+    else:
+        parser.set_defaults(host="live")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
