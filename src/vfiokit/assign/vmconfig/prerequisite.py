@@ -168,9 +168,11 @@ def _prerequisites(host: Topology, plan: GuestPlan, settings: Settings) -> Itera
         if siblings and not function.is_virtual:
             listed = ", ".join(map(str, siblings))
             yield f"a reset of the whole device of {function.bdf} takes {listed} with it"
-        if function.physfn in plan.functions.values():
+        virtual = [each.bdf for each in functions if each.physfn == function.bdf]
+        if virtual:
+            more = f" and {len(virtual) - 1} more" if len(virtual) > 1 else ""
             yield (
-                f"{function.physfn} is the physical function of {function.bdf}: the guest decides "
+                f"{function.bdf} is the physical function of {virtual[0]}{more}: the guest decides "
                 "whether there are virtual functions at all; assign the one or the others"
             )
     if settings.iommufd:
