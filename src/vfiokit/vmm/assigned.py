@@ -243,11 +243,19 @@ class AssignedFunction(GuestFunction):
     def load(self, state: dict[str, Any]) -> None:
         """Become what :meth:`state` described, and program the device to match."""
         self.interrupts.stop()
+        self._load_config(state)
+        self.interrupts.load(state["interrupts"])
+
+    def load_in_place(self, state: dict[str, Any]) -> None:
+        """As :meth:`load`, for the device that goes on meanwhile: no interrupt of it is lost."""
+        self._load_config(state)
+        self.interrupts.adopt(state["interrupts"])
+
+    def _load_config(self, state: dict[str, Any]) -> None:
         self.config.load(state["config"])
         if self.config.device is not None:
             self.config.device.write(COMMAND, 2, state["command"])
         self.update_decoding()
-        self.interrupts.load(state["interrupts"])
 
 
 def bar_shapes(device: Device) -> tuple[BarShape, ...]:

@@ -260,18 +260,41 @@ class AssignedInterrupts:
         if self._function.command & COMMAND_INTX_DISABLE:
             self._lower()
 
+    def take_raised(self) -> tuple[Mode, list[int]]:
+        """Vectors that signalled and were not looked at yet."""
+        active = {
+            Mode.MSIX: self._device.msix.vectors,
+            Mode.MSI: self._device.msi.vectors,
+        }.get(self.mode, {})
+        return self.mode, [number for number, vector in active.items() if vector.poll()]
+
+    def raise_again(self, raised: tuple[Mode, list[int]]) -> None:
+        """Deliver what :meth:`take_raised` found. The pin needs none: it is a level."""
+        mode, vectors = raised
+        if mode is not self.mode:
+            return
+        for vector in vectors:
+            if mode is Mode.MSIX:
+                self._msix_raised(vector)
+            elif self.msi is not None:
+                self.msi.fire(vector)
+
     # -- state --------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """All of it as plain data; what the eventfds hold must have been taken before."""
         return {
+            "mode": self.mode.value,
             "asserted": self.asserted,
             "msix": None if self.msix is None else self.msix.state(),
             "msi": None if self.msi is None else self.msi.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Become what :meth:`state` described; configuration space was loaded before."""
+        """Become what :meth:`state` described; configuration space was loaded before.
+
+        Nothing of the device may be on (:meth:`stop`).
+        """
         if self.msix is not None and state["msix"] is not None:
             if state["msix"]["enabled"]:
                 self.mode = Mode.MSIX
@@ -285,3 +308,19 @@ class AssignedInterrupts:
             # The end of that interrupt will unmask the pin, and it is raised anew if need be.
             self._device.intx.mask()
             self._pin_raised()
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """As :meth:`load`, with the device's interrupts left on as they are where that fits."""
+        if self.mode.value != state["mode"]:
+            self.stop()
+            self.load(state)
+            return
+        if self.msix is not None and state["msix"] is not None:
+            self.msix.load(state["msix"])
+        if self.mode is not Mode.INTX:
+            return
+        if state["asserted"] and not self.asserted:
+            self._device.intx.mask()
+            self._pin_raised()
+        elif self.asserted and not state["asserted"]:
+            self.end_of_interrupt()  # if the pin is still high, the kernel signals it anew

@@ -13,12 +13,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel
 from vfiokit.pci.address import Bdf
 from vfiokit.vfio import Device
+from vfiokit.vmm import snapshot
 from vfiokit.vmm.assigned import AssignedFunction
 from vfiokit.vmm.bus import UNCLAIMED, GuestBus
 from vfiokit.vmm.chipset import HostBridge, IsaBridge
@@ -460,6 +461,26 @@ class VirtualMachine:
         if answer is None:
             return (1 << 64) - 1000  # -KVM_ENOSYS
         return answer(self, vcpu, exit_.arguments) & (1 << 64) - 1
+
+    # -- state --------------------------------------------------------------------------------
+
+    @property
+    def halted(self) -> list[bool]:
+        """Which processors wait for an interrupt."""
+        return [each.halted for each in self._processors]
+
+    def set_halted(self, halted: list[bool]) -> None:
+        """Let processors wait or not."""
+        for running, value in zip(self._processors, halted, strict=True):
+            running.halted = value
+
+    def state(self, *, in_place: bool = False) -> dict[str, Any]:
+        """All of it as plain data: see :func:`vfiokit.vmm.snapshot.save`."""
+        return snapshot.save(self, in_place=in_place)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Become what :meth:`state` described: see :func:`vfiokit.vmm.snapshot.load`."""
+        snapshot.load(self, state)
 
     # -- end ----------------------------------------------------------------------------------
 
