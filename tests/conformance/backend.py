@@ -158,11 +158,22 @@ def machine_host(
     return MachineHost(built.kernel, roles, found)
 
 
+def socket_host() -> Host:
+    """The functions of a software machine, served over sockets."""
+    from conformance.socket_kernel import ServedKernel
+    from vfiokit.machine.assembly import assemble
+
+    built = assemble(TOPOLOGY, ram=1 << 30, native_drivers=False)
+    roles = {role: built[role] for role in ROLES}
+    return Host(ServedKernel(built.kernel, built.machine.fabric), roles, frozenset({CONTAINER}))
+
+
 HOSTS: dict[str, Callable[[], Host]] = {
     "linux": linux_host,
     "machine": machine_host,
     "machine-compat": lambda: machine_host(compat=True),
     "machine-none": lambda: machine_host(iommu=False),
     "machine-unsafe": lambda: machine_host(remapping=False),
+    "vfio-user": socket_host,
 }
 """How to reach each kernel, by the name that the runner takes."""

@@ -21,6 +21,7 @@ from conformance.behaviour import (
     Behaviour,
 )
 from conformance.topology import TOPOLOGY
+from conformance.vfio_user_differs import VFIO_USER_AREAS, VFIO_USER_DIFFERS
 from lab_equipment import ROOT, MissingError, any_qemu, kernel, newer_qemu
 
 LAB_TIMEOUT_S = 600.0
@@ -38,11 +39,13 @@ class Backend(NamedTuple):
     newer: bool = False
     """Wants a newer QEMU than the machine's own may be."""
     differs: Mapping[str, str] = {}
-    """Behaviours that are not so with its IOMMU, and what is."""
+    """Behaviours that are not so with its IOMMU, or with a device on a socket, and what is."""
+    areas: frozenset[str] = frozenset()
+    """The only areas that it has; empty: all."""
 
     def concerns(self, behaviour: Behaviour) -> bool:
         """Whether the behaviour is one of this kernel's."""
-        if behaviour.id in self.differs:
+        if behaviour.id in self.differs or (self.areas and behaviour.area not in self.areas):
             return False
         special = self.features & SPECIAL
         return self.features.issuperset(behaviour.needs) and special.issubset(behaviour.needs)
@@ -74,11 +77,16 @@ AMD_VI = {
 LAB_AMD = Backend(
     "linux-amd", MACHINE.features, "bzImage-iommufd", "amd", newer=True, differs=AMD_VI
 )
+VFIO_USER = Backend(
+    "vfio-user", frozenset({CONTAINER}), differs=VFIO_USER_DIFFERS, areas=VFIO_USER_AREAS
+)
+"""Devices of the software machine, each behind a server's socket."""
 BACKENDS = (
     *(MACHINE, LAB, LAB_AMD),
     *(MACHINE_COMPAT, LAB_COMPAT),
     *(MACHINE_NONE, LAB_NONE),
     *(MACHINE_UNSAFE, LAB_UNSAFE),
+    VFIO_USER,
 )
 SOFTWARE = (MACHINE, MACHINE_COMPAT, MACHINE_NONE, MACHINE_UNSAFE)
 
@@ -104,8 +112,10 @@ def _path() -> str:
 
 
 def _here(backend: Backend, ids: Sequence[str]) -> str:
+    areas = [f"{area}/*" for area in sorted(backend.areas)]
+    command = _command(ids if len(ids) < 50 or not areas else areas)
     done = subprocess.run(
-        [*_command(ids), "--backend", backend.name],
+        [*command, "--backend", backend.name],
         env={**os.environ, "PYTHONPATH": _path()},
         cwd=ROOT,
         capture_output=True,

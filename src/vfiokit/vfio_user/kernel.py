@@ -183,6 +183,8 @@ class SocketKernel:
             int.from_bytes(values[at : at + 4], "little", signed=True)
             for at in range(0, 4 * wanted.count, 4)
         ]
+        if min(fds, default=0) < -1:
+            raise OSError(errno.EINVAL, "-1 takes an eventfd away; nothing below means anything")
         for start, run in _runs(fds):
             part = SetIrqs(flags, wanted.index, wanted.start + start, len(run))
             self.client.set_irqs(part, [] if run[0] < 0 else run)
@@ -200,17 +202,32 @@ class SocketKernel:
     # -- regions ------------------------------------------------------------------------------
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        """Read a region; what is beyond its end is not read."""
+        """Read a region; what is beyond its end is not read, and nothing can begin there.
+
+        ``OSError`` EINVAL for that, or EFAULT in configuration space, as vfio-pci has it.
+        """
         self._require_device(fd)
         index, start = offset >> _SHIFT, offset & abi.VFIO_PCI_OFFSET_MASK
-        return self.client.region_read(index, start, length)
+        return self.client.region_read(index, start, self._inside(index, start, length))
 
     def pwrite(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> int:
-        """Write a region."""
+        """Write a region, up to its end; returns how much. ``OSError`` as for :meth:`pread`."""
         self._require_device(fd)
         index, start = offset >> _SHIFT, offset & abi.VFIO_PCI_OFFSET_MASK
-        self.client.region_write(index, start, bytes(data))
-        return len(data)
+        length = self._inside(index, start, len(data))
+        self.client.region_write(index, start, bytes(data[:length]))
+        return length
+
+    def _inside(self, index: int, start: int, length: int) -> int:
+        """How much of an access is inside the region."""
+        size = self.region(index)[0].size
+        if start + length <= size:
+            return length
+        if index == abi.VFIO_PCI_CONFIG_REGION_INDEX:
+            raise OSError(errno.EFAULT, f"configuration space has {size} bytes")
+        if start >= size:
+            raise OSError(errno.EINVAL, f"region {index} has {size:#x} bytes")
+        return size - start
 
     def mmap(
         self, fd: int, length: int, offset: int, protection: int = PROT_READ | PROT_WRITE
