@@ -1,0 +1,227 @@
+"""A machine saved in the middle of its work, and another that finishes it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from device_rig import Host, Registers, nvme
+from guest_rig import ScriptedVcpu, store
+
+from vfiokit.errors import UsageError
+from vfiokit.machine.build import MsixLayout
+from vfiokit.machine.function import BarModel
+from vfiokit.vfio import Device
+from vfiokit.vfio_user import catalogue
+from vfiokit.vfio_user.client import Client
+from vfiokit.vfio_user.kernel import SocketBackend, SocketKernel
+from vfiokit.vfio_user.server import Server
+from vfiokit.vmm import nvme_guest
+from vfiokit.vmm.cpu import Interpreter
+from vfiokit.vmm.firmware import place_everything
+from vfiokit.vmm.io_apic import IO_APIC_BASE, LEVEL
+from vfiokit.vmm.local_apic import APIC_BASE
+from vfiokit.vmm.machine import Stop, VirtualMachine
+from vfiokit.vmm.memory import GuestMemory
+from vfiokit.vmm.nvme_guest import Job
+from vfiokit.vmm.policy import Delivery, Policy
+
+RAM = 2 << 20
+READS, PAGES, DEPTH = 120, 32, 4
+JOB = Job(reads=READS, queues=0x10_0000, data=0x11_0000, pages=PAGES, depth=DEPTH)
+CONTENT = random.Random(7).randbytes(READS * 4096)
+
+
+def expected() -> bytes:
+    """What the last reads leave in the pages that are used in turn."""
+    pages = [b""] * PAGES
+    for number in range(READS):
+        pages[number % PAGES] = CONTENT[number * 4096 : (number + 1) * 4096]
+    return b"".join(pages)
+
+
+def boot(device: Device, kernel: Any, delivery: Delivery = Delivery.POSTED) -> VirtualMachine:
+    memory = GuestMemory.of_size(kernel, RAM)
+    vm = VirtualMachine(kernel, memory, policy=Policy(delivery=delivery))
+    vm.add_vcpu(Interpreter)
+    vm.assign(device, "0000:00:01.0")
+    nvme_guest.load(memory, JOB)
+    vm.vcpus[0].write_register("rip", nvme_guest.ENTRY)
+    return vm
+
+
+def finish(vm: VirtualMachine) -> nvme_guest.Outcome:
+    for _ in range(50):
+        vm.run(200_000, idle_s=0.5)
+        found = nvme_guest.outcome(vm.memory)
+        if found.stage >= nvme_guest.Stage.DONE:
+            break
+    return found
+
+
+def check(vm: VirtualMachine) -> None:
+    found = nvme_guest.outcome(vm.memory)
+    assert found.done, str(found)
+    assert (found.completed, found.submitted, found.errors) == (READS, READS, 0)
+    assert vm.memory.read(JOB.data, PAGES * 4096) == expected()
+
+
+# --- in place: device and memory stay ---
+
+
+def twin_drive() -> Host:
+    host = Host(nvme)
+    host.functions[0].controller.namespace.store.write(0, CONTENT)
+    return host
+
+
+@pytest.mark.parametrize("delivery", [Delivery.POSTED, Delivery.INJECTED])
+@pytest.mark.parametrize("seed", range(3))
+def test_processor_exchanged_at_any_moment_loses_no_command(seed, delivery) -> None:
+    dice = random.Random(seed)
+    host = twin_drive()
+    with boot(host.open(), host.kernel, delivery) as vm:
+        moments = 0
+        while nvme_guest.outcome(vm.memory).stage < nvme_guest.Stage.DONE and moments < 400:
+            vm.run(dice.randrange(1, 900))
+            state = vm.state(in_place=True)
+            old = vm.vcpus[0]
+            vm._processors[0].vcpu = Interpreter(vm.memory, vm.bus)
+            old.close()
+            vm.load(state)
+            assert vm.state(in_place=True) == state
+            moments += 1
+        assert moments > 10
+        check(vm)
+
+
+def test_interrupts_signalled_between_save_and_load_in_place_are_kept() -> None:
+    host = Host(lambda bdf: Registers(bdf, msix=MsixLayout(4, 0, 0x2000)))
+    with VirtualMachine(host.kernel, GuestMemory.of_size(host.kernel, 1 << 20)) as vm:
+        cpu: Any = vm.add_vcpu(lambda _memory, _bus: ScriptedVcpu())
+        function = vm.assign(host.open())
+        place_everything(vm.pci)
+        bar = next(function.placed()).address
+        for field, value in ((0, 0xFEE0_0000), (8, 0x51), (12, 0)):
+            vm.bus.trapped_write(bar + 0x2000 + field, 4, value)
+        at = function.interrupts._msix_at
+        function.config.write(at + 2, 2, 0x8000)
+        state = vm.state(in_place=True)
+        host.functions[0].raise_msix(0)
+        vm.load(state)
+        vm.run(10)
+        assert cpu.taken == [0x51]
+
+
+def test_pin_in_service_is_saved_with_its_level() -> None:
+    host = Host(lambda bdf: Registers(bdf, bars=(BarModel(0, 0x1000),)))
+    with VirtualMachine(
+        host.kernel,
+        GuestMemory.of_size(host.kernel, 1 << 20),
+        policy=Policy(delivery=Delivery.INJECTED),
+    ) as vm:
+        cpu: Any = vm.add_vcpu(lambda _memory, _bus: ScriptedVcpu())
+        function = vm.assign(host.open(), "0000:00:04.0")
+        cpu.script += [store(IO_APIC_BASE, 0x38), store(IO_APIC_BASE + 0x10, 0x70 | LEVEL)]
+        vm.run(20)
+        wire = host.functions[0].intx
+        wire.set(True)
+        vm.run(20)
+        assert cpu.taken == [0x70]
+        state = vm.state(in_place=True)
+        # The guest goes on, ends the interrupt; then all of that is undone.
+        wire.set(False)
+        cpu.script.append(store(APIC_BASE + 0xB0, 0))
+        vm.run(20)
+        assert not function.interrupts.asserted
+        vm.load(state)
+        assert function.interrupts.asserted
+        assert vm.state(in_place=True) == state
+        cpu.script.append(store(APIC_BASE + 0xB0, 0))
+        vm.run(20)
+        assert not function.interrupts.asserted
+        wire.set(True)
+        vm.run(20)
+        assert cpu.taken == [0x70, 0x70]
+
+
+# --- whole: another machine with another device ---
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[Device, SocketKernel]]:
+    """An NVMe controller that can migrate, and its client."""
+    device = catalogue.nvme(size=len(CONTENT))
+    device.function.controller.namespace.store.write(0, CONTENT)
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=Server(device).serve, args=(ours,), daemon=True)
+    thread.start()
+    kernel = SocketKernel(Client(theirs))
+    yield Device(SocketBackend(kernel), "served"), kernel
+    thread.join(10)
+    assert not thread.is_alive()
+    device.close()
+
+
+@pytest.mark.parametrize("instructions", [3_000, 7_100, 9_000, 12_000])
+def test_other_machine_with_other_device_finishes_what_one_began(instructions) -> None:
+    with served() as (first, kernel), boot(first, kernel) as one:
+        one.run(instructions, idle_s=0.5)
+        state = one.state()
+        begun = nvme_guest.outcome(one.memory)
+        finish(one)  # the first goes on: what it does must not matter
+        check(one)
+    # Reads were on the way, but for the first, which was cut while the page tables were made.
+    assert begun.submitted - begun.completed == (DEPTH if instructions > 7_000 else 0)
+    with served() as (second, kernel), boot(second, kernel) as other:
+        other.load(state)
+        assert nvme_guest.outcome(other.memory) == begun
+        finish(other)
+        check(other)
+        assert other.state().keys() == state.keys()
+
+
+# --- what is refused ---
+
+
+def test_whole_state_needs_devices_that_tell_theirs() -> None:
+    host = twin_drive()
+    with boot(host.open(), host.kernel) as vm:
+        with pytest.raises(UsageError, match="cannot tell its state"):
+            vm.state()
+        assert finish(vm).done
+
+
+def machine(host: Host, cpus: int = 1) -> VirtualMachine:
+    vm = VirtualMachine(host.kernel, GuestMemory.of_size(host.kernel, 1 << 20))
+    for _ in range(cpus):
+        vm.add_vcpu(lambda _memory, _bus: ScriptedVcpu())
+    return vm
+
+
+def test_state_of_another_machine_is_refused_before_anything_changes() -> None:
+    host = twin_drive()
+    with machine(host) as one, machine(host, cpus=2) as two, machine(host) as three:
+        state = one.state()
+        three.load(state)
+        assert three.state() == state
+        with pytest.raises(UsageError, match="processors"):
+            two.load(state)
+        three.pci.remove(three.isa_bridge)
+        with pytest.raises(UsageError, match="1f.0"):
+            three.load(state)
+        with pytest.raises(UsageError, match="version"):
+            one.load({**state, "version": 99})
+
+
+def test_budget_cut_short_goes_on_where_it_stopped() -> None:
+    host = twin_drive()
+    with boot(host.open(), host.kernel) as vm:
+        assert vm.run(500) is Stop.BUDGET
+        finish(vm)
+        check(vm)
