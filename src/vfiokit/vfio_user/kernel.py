@@ -30,6 +30,7 @@ from vfiokit.vfio.device import Device
 from vfiokit.vfio.failure import kernel_error
 from vfiokit.vfio.mapping import MappedSpace
 from vfiokit.vfio_user.client import OFFER, Client
+from vfiokit.vfio_user.connection import ClosedError
 from vfiokit.vfio_user.payload import (
     DmaMap,
     DmaUnmap,
@@ -119,21 +120,28 @@ class SocketKernel:
         self.client.close()
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray | memoryview = 0) -> int:
-        """The requests of a device; ENOTTY for what the protocol does not carry."""
+        """The requests of a device; ENOTTY for what the protocol does not carry, ENODEV once the
+        server is gone.
+        """
         self._require_device(fd)
-        if request == abi.VFIO_DEVICE_RESET:
-            self.client.reset()
-            return 0
         action = self._requests.get(request)
-        if action is None:
+        if action is None and request != abi.VFIO_DEVICE_RESET:
             raise OSError(errno.ENOTTY, "vfio-user carries no such request")
-        if isinstance(argument, int):
-            raise OSError(errno.EFAULT, "this request takes a buffer")
-        return action(argument)
+        try:
+            if action is None:
+                self.client.reset()
+                return 0
+            if isinstance(argument, int):
+                raise OSError(errno.EFAULT, "this request takes a buffer")
+            return action(argument)
+        except ClosedError as end:
+            raise OSError(errno.ENODEV, str(end)) from end
 
     def _require_device(self, fd: int) -> None:
         if fd != DEVICE_FD:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if self.client.closed:
+            raise OSError(errno.ENODEV, f"the connection to {self.client.name} has ended")
 
     # -- requests -----------------------------------------------------------------------------
 
