@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from vfiokit.cli import exit as exit_code
+from vfiokit.cli.bandwidth import _Text
 from vfiokit.cli.main import main
-from vfiokit.p2p.bandwidth import PARAMETERS
+from vfiokit.cli.render import Output
+from vfiokit.p2p import Peers
+from vfiokit.p2p.bandwidth import PARAMETERS, lifts, parse_flows, predict
+from vfiokit.p2p.bandwidth.sketch import sketch
+from vfiokit.p2p.remedy import advise
 
 BOX = "rp(sw acs(nvme:gpu0, nvme:gpu1, nvme:nic0, nvme:nic1))"
 
@@ -100,6 +105,28 @@ def test_what_does_not_get_through_has_an_exit_code_of_its_own(
     out = capsys.readouterr().out
     assert "the root complex does not forward between devices" in out
     assert "from nothing" in out
+
+
+def test_dma_of_the_root_complex_itself_does_not_stay_inside_a_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["bandwidth", "00:04.0 > memory", "--host", "demo"]) == exit_code.DONE
+    assert "stays inside the root complex: no link is crossed" in capsys.readouterr().out
+
+
+def test_a_remedy_by_acs_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = sketch(BOX)
+    flows = parse_flows(drawn.topology, ["nic <> gpu @392"], names=drawn.names)
+    prediction = predict(drawn.topology, flows)
+    _Text(Output(), {}).print(prediction, lifts(drawn.topology, flows, prediction), verbose=False)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    pairs = [(flow.source, flow.destination) for flow in flows]
+    remedy = advise(Peers(drawn.topology), pairs).remedies[0]
+    start = lines.index(remedy.config_acs)
+    assert lines[start - 1].startswith("1568.0 Gb/s in all, 3.53 times: ACS Request")
+    assert tuple(lines[start + 1 : start + 1 + len(remedy.setpci)]) == remedy.setpci
+    lift = document(capsys, "nic <> gpu @392", "--topology", BOX)[1]["lifts"][0]
+    assert (lift["config_acs"], lift["setpci"]) == (remedy.config_acs, list(remedy.setpci))
 
 
 def test_a_flow_inside_a_device_has_no_number_in_text_or_document(

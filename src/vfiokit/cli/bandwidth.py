@@ -273,7 +273,7 @@ def _way_text(way: Way) -> str:
     if way.blocked:
         return f"blocked: {way.blocked}"
     steps = [f"{step.direction.value} {_place(step.place)}" for step in way.steps]
-    return ", ".join(steps) or "inside the device"
+    return ", ".join(steps) or "no link is crossed"
 
 
 def _place(place: object) -> str:

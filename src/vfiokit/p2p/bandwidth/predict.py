@@ -448,7 +448,7 @@ class _Model:
             binding = min(traffic.limits, key=lambda limit: limit.gbps)
             kind, text = binding.kind, binding.text
         else:
-            kind, text = "none", "stays inside the device: no link is crossed"
+            kind, text = "none", f"stays {nowhere(flow)}: no link is crossed"
         return Rate(
             flow,
             share.rate,
@@ -472,3 +472,10 @@ class _Model:
         if len(load.flows) > 1:
             text += f", shared by {len(load.flows)} flows"
         return text
+
+
+def nowhere(flow: Flow) -> str:
+    """Where a flow stays that crosses no link."""
+    if isinstance(flow.destination, Memory):
+        return "inside the root complex"
+    return "inside the device"
