@@ -19,10 +19,11 @@ from vfiokit.p2p import Answer, Cpu, MapType, Peers
 
 THOROUGH = bool(os.environ.get("VFIOKIT_THOROUGH"))
 RELAXED = settings(
-    max_examples=10_000 if THOROUGH else 150,
+    max_examples=1_000 if THOROUGH else 100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+MANY = settings(RELAXED, max_examples=10_000 if THOROUGH else 150)
 ZEN = Cpu("AuthenticAMD", 0x19, 0)
 """Every host bridge forwards here, as it does for this processor in Linux."""
 
@@ -85,7 +86,7 @@ def offers_no_redirect(node: Node) -> bool:
 
 
 @pytest.mark.timeout(3600)
-@RELAXED
+@MANY
 @given(machines)
 def test_bus_addresses_never_touch_a_host_bridge_and_the_others_do(drawn):
     """With the three exceptions that the hardware makes, each exactly where it belongs."""
