@@ -6,17 +6,19 @@ import argparse
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
 from vfiokit.cli.doctor import parse_size
-from vfiokit.cli.render import note
+from vfiokit.cli.render import Output, note
 from vfiokit.cli.session import Session
 from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
     from vfiokit.vfio_user.device import Device
+    from vfiokit.vfio_user.server import Observer
     from vfiokit.vfio_user.session import Capabilities
 
 DESCRIPTION = """\
@@ -71,6 +73,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--once", action="store_true", help="end when the first client is gone")
     parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="print accesses by register name, DMA and interrupts; with --json a document each",
+    )
+    parser.add_argument(
         "-v", "--verbose", action="store_true", help="say what was refused, and why"
     )
     disk = parser.add_argument_group("nvme")
@@ -97,25 +104,68 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-fds", type=int, metavar="N", help="descriptors with one message (default 16)"
     )
     limits.add_argument(
+        "--dma-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="for an answer to a request of the device's (default 30)",
+    )
+    limits.add_argument(
         "--no-twin", action="store_true", help="offer no second socket for the device's requests"
     )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.01 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.01 and 1e6 seconds")
+    return value
 
 
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """Serve until a signal, or until the only client is gone."""
     del session
-    from vfiokit.vfio_user.listen import Listener, bind, inherited, notify
+    from vfiokit.vfio_user.listen import Listener, allow_many_files, bind, inherited, notify
     from vfiokit.vfio_user.server import Server
 
-    server = Server(_device(arguments), limits=_limits(arguments))
-    sock = inherited(arguments.fd) if arguments.socket is None else bind(arguments.socket)
-    listener = Listener(server, sock, once=arguments.once, path=arguments.socket)
-    with _logging(verbose=arguments.verbose), listener.stopping_at(signal.SIGTERM, signal.SIGINT):
-        note(f"serving {server.device.name} at {arguments.socket or f'descriptor {arguments.fd}'}")
+    device = _device(arguments)
+    with contextlib.ExitStack() as held:
+        if hasattr(device, "close"):
+            held.callback(device.close)
+        server = Server(
+            device,
+            limits=_limits(arguments),
+            observer=_observer(arguments, device),
+            dma_timeout=arguments.dma_timeout,
+        )
+        sock = inherited(arguments.fd) if arguments.socket is None else bind(arguments.socket)
+        listener = Listener(server, sock, once=arguments.once, path=arguments.socket)
+        held.enter_context(_logging(verbose=arguments.verbose))
+        held.enter_context(listener.stopping_at(signal.SIGTERM, signal.SIGINT))
+        allow_many_files()
+        note(f"serving {device.name} at {arguments.socket or f'descriptor {arguments.fd}'}")
         notify("READY=1")
         listener.run()
         notify("STOPPING=1")
     return exit_code.DONE
+
+
+def _observer(arguments: argparse.Namespace, device: Device) -> Observer | None:
+    """Prints what happens, with ``--trace``: a line each, or a JSON document each."""
+    if not arguments.trace:
+        return None
+    from vfiokit.vfio_user.trace import Event, Trace
+
+    output = Output(json=arguments.json)
+
+    def show(event: Event) -> None:
+        if arguments.json:
+            output.document("serve-event", "live", event.document(), one_line=True)
+        else:
+            output.line(str(event))
+        sys.stdout.flush()  # whoever watches wants it now
+
+    return Trace(device, show)
 
 
 def _device(arguments: argparse.Namespace) -> Device:

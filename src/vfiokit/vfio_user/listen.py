@@ -90,6 +90,15 @@ def is_listening(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
+def allow_many_files() -> None:
+    """Raise this process's limit of open files as far as it goes: a mapping of a client has one."""
+    import resource
+
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Listener:
     """Serves one client after the other at ``sock`` until :meth:`stop`.
 

@@ -224,10 +224,9 @@ class OwnDevice(Function):
             if register.eventfd
         )
 
-    def register_name(self, bar: int, offset: int) -> str | None:
+    def register_at(self, bar: int, offset: int) -> Register | None:
         """The register at ``offset``, for traces."""
-        register = self._bytes.get(offset) if bar == REGISTER_BAR else None
-        return None if register is None else register.name
+        return self._bytes.get(offset) if bar == REGISTER_BAR else None
 
     # -- software -----------------------------------------------------------------------------
 

@@ -68,7 +68,8 @@ _DMA_MAP: Final = int(Command.DMA_MAP)
 _log = logging.getLogger(__name__)
 
 Observer = Callable[[str, int, int, bytes], None]
-"""Told of each region access: ``read`` or ``write``, region, offset, data."""
+"""Told what happens: ``read`` or ``write`` with region, offset and data; ``dma read`` or
+``dma write`` with 0, IOVA and data; ``signal`` with interrupt index and vector; ``reset``."""
 
 
 class Server:
@@ -362,11 +363,16 @@ class _Client:
 
     def dma_read(self, iova: int, length: int) -> bytes:
         """The client's memory; :class:`~vfiokit.vfio_user.dma.DmaFault`."""
-        return self._dma.read(iova, length, self._channel.read)
+        data = self._dma.read(iova, length, self._channel.read)
+        if self._observer is not None:
+            self._observer("dma read", 0, iova, data)
+        return data
 
     def dma_write(self, iova: int, data: bytes | bytearray | memoryview) -> None:
         """The client's memory; :class:`~vfiokit.vfio_user.dma.DmaFault`."""
         self._dma.write(iova, data, self._channel.write)
+        if self._observer is not None:
+            self._observer("dma write", 0, iova, bytes(data))
 
     # -- the device ---------------------------------------------------------------------------
 
@@ -376,6 +382,8 @@ class _Client:
         return DeviceInfo(flags, len(self._regions), len(self._device.irq_counts)).pack()
 
     def _reset(self, _message: Message) -> bytes:
+        if self._observer is not None:
+            self._observer("reset", 0, 0, b"")
         self._device.reset()
         self._features.reset()
         return b""
@@ -531,6 +539,8 @@ class _Client:
 
     def signal(self, index: int, vector: int) -> bool:
         """Signal an interrupt."""
+        if self._observer is not None:
+            self._observer("signal", index, vector, b"")
         return self._irqs.signal(index, vector)
 
     def set_intx(self, level: bool) -> None:
