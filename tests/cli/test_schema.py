@@ -53,6 +53,7 @@ ELSEWHERE = {
     "demo": "by the tests of the demonstration",
     "lab-run": "needs a kernel and QEMU",
     "watch-event": "by the tests of watch",
+    "serve-event": "by the tests of serve",
     "lab-check": "needs a kernel and QEMU",
 }
 
