@@ -62,11 +62,20 @@ class InterruptReason(IntFlag):
 class VirtioDevice(Protocol):
     """What a kind of device adds to the transport."""
 
-    device_type: int
-    features: int
-    """Feature bits of its own."""
-    queue_sizes: Sequence[int]
-    """Entries of each queue, at most."""
+    @property
+    def device_type(self) -> int:
+        """The virtio device type."""
+        ...
+
+    @property
+    def features(self) -> int:
+        """Feature bits of its own."""
+        ...
+
+    @property
+    def queue_sizes(self) -> Sequence[int]:
+        """Entries of each queue, at most."""
+        ...
 
     def configuration(self) -> bytes:
         """Its configuration registers, read-only, of constant length."""
