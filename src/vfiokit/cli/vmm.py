@@ -24,6 +24,7 @@ examples:
 """
 ACTIONS: dict[str, tuple[str, str]] = {
     "walks": ("vmm_walks", "memory references of a guest's page walks: 16, 24 or 25"),
+    "mtree": ("vmm_mtree", "what of a function a guest has mapped, and what traps"),
     "plans": ("vmm_plans", "four ways to pass a device through, run and counted"),
     "trace": ("vmm_trace", "what a guest's driver did to its device, and what had no effect"),
 }

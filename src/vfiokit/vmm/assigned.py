@@ -70,8 +70,10 @@ class AssignedFunction(GuestFunction):
     """``device`` at ``bdf`` of a guest.
 
     ``on_root_bus`` says that no port is above. ``no_map`` are BARs to trap although they could be
-    mapped (``x-no-mmap``), ``msix_relocation`` is QEMU's ``x-msix-relocation``. ``page_size`` is
-    the host's. The device is closed when the function is. Raises :class:`UsageError`.
+    mapped (``x-no-mmap``), ``msix_relocation`` is QEMU's ``x-msix-relocation``;
+    ``msix_mappable`` false keeps the MSI-X table's pages out of every map even where the kernel
+    would let them in. ``page_size`` is the host's. The device is closed when the function is
+    taken out. Raises :class:`UsageError`.
     """
 
     removable = True
@@ -86,9 +88,11 @@ class AssignedFunction(GuestFunction):
         delivery: Delivery = Delivery.POSTED,
         no_map: frozenset[int] = frozenset(),
         msix_relocation: str = "off",
+        msix_mappable: bool = True,
         page_size: int = 4096,
     ) -> None:
         self.device = device
+        self._msix_mappable = msix_mappable
         self.page_size = page_size
         snapshot = device.config.snapshot()
         config = assigned_config(
@@ -135,7 +139,7 @@ class AssignedFunction(GuestFunction):
                 region.size,
                 region.sparse_areas,
                 table,
-                msix_mappable=region.msix_mappable,
+                msix_mappable=region.msix_mappable and self._msix_mappable,
                 page_size=self.page_size,
             )
         self.areas[bar.index] = areas

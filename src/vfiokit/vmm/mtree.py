@@ -42,6 +42,11 @@ class Line(NamedTuple):
         """Whether an access leaves the guest."""
         return self.kind not in ("ram", "ramd", "rom", "romd")
 
+    @property
+    def kind_and_name(self) -> str:
+        """What is said of the addresses, without them."""
+        return f"{self.kind}: {self.name}" + (f" @{self.offset:#x}" if self.offset else "")
+
 
 class View(NamedTuple):
     """One flat view and the address spaces that it is of."""
