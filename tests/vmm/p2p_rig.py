@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from vfiokit.machine.assembly import Assembly, assemble
 from vfiokit.pci.address import Bdf
-from vfiokit.vfio import Device, open_device
+from vfiokit.vfio import Device, open_address_space, open_device
 
 SWITCHES = """
 hb bus=0x20 ids=8086:2020 (
@@ -38,8 +38,11 @@ def opened(assembly: Assembly, *names: str) -> Iterator[dict[str, Device]]:
     places = {name: assembly[name] for name in names}
     bind(assembly, *places.values())
     with ExitStack() as stack:
+        # One address space: functions of one group need it.
+        space = open_address_space(assembly.kernel, *places.values())
+        stack.callback(space.close)
         yield {
-            name: stack.enter_context(open_device(assembly.kernel, bdf))
+            name: stack.enter_context(open_device(assembly.kernel, bdf, address_space=space))
             for name, bdf in places.items()
         }
 
