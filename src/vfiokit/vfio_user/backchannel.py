@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from vfiokit.errors import DeviceTimeoutError, ProtocolError
@@ -40,6 +41,8 @@ class BackChannel:
         self.later: deque[Message] = deque()
         """The client's commands that came while a reply was waited for, in order."""
         self._later_bytes = 0
+        self.notice: Callable[[int], None] | None = None
+        """Told the IOVA of each request."""
         self.broken = ""
         """Why there will be no more replies, in words."""
 
@@ -71,6 +74,8 @@ class BackChannel:
         where = (what, request.address, request.count)
         if self._session.state is not State.AGREED:
             raise DmaFault(*where, "the client is gone")
+        if self.notice is not None:
+            self.notice(request.address)
         number = self._session.next_id()
         link = self.twin or self._link
         deadline = time.monotonic() + self._timeout

@@ -26,6 +26,8 @@ _FILE_FLAGS: Final = abi.VFIO_USER_F_DMA_REGION_MMAP | abi.VFIO_USER_F_DMA_REGIO
 _KNOWN: Final = READ | WRITE | _FILE_FLAGS
 _TOP: Final = 1 << 64
 _PAGE: Final = 4096
+_LARGE: Final = 1 << 20
+"""Bytes from which a mapping may be a guest's memory, not a buffer."""
 _MOST: Final = 64 << 20
 """Bytes of one read or write of a device."""
 
@@ -97,6 +99,8 @@ class DmaTable:
         self._maps: list[Mapped] = []
         self._max_maps = max_maps
         self._page = page_sizes & -page_sizes
+        self.notice: Callable[[int, int], None] | None = None
+        """Told the descriptor and IOVA of each large mapping of a file."""
         self.log: Callable[[int, int], None] | None = None
         """Told the IOVA and length of each write of the device while dirty pages are logged."""
 
@@ -142,6 +146,8 @@ class DmaTable:
         else:
             self._starts.insert(at, made.address)
             self._maps.insert(at, made)
+        if made.size >= _LARGE and made.fd >= 0 and self.notice is not None:
+            self.notice(made.fd, made.address)
         return made
 
     def _check(self, request: DmaMap, fds: tuple[int, ...]) -> None:

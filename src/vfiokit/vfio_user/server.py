@@ -23,6 +23,7 @@ from vfiokit.abi import vfio as vfio_abi
 from vfiokit.errors import ProtocolError
 from vfiokit.vfio_user import wire
 from vfiokit.vfio_user.backchannel import BackChannel
+from vfiokit.vfio_user.client_memory import MemoryWatch
 from vfiokit.vfio_user.connection import ClosedError, Connection, close_all
 from vfiokit.vfio_user.device import Device, Doorbells, ServedRegion
 from vfiokit.vfio_user.dma import DmaTable
@@ -122,6 +123,8 @@ class _Client:
         self._session = Session(True, server.limits)
         self._channel = BackChannel(self._link, self._session, timeout=server.dma_timeout)
         self._dma = DmaTable(max_maps=server.limits.max_dma_maps)
+        watch = MemoryWatch(sock)
+        self._dma.notice, self._channel.notice = watch.mapped, watch.by_message
         self._poller = Poller(self._link.fileno())
         self._irqs = IrqTable(server.device.irq_counts, self._poller)
         self._features = FeatureSet(server.device, self._dma)
