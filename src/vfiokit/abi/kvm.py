@@ -104,62 +104,62 @@ KVM_RUN_internal_suberror = 32
 class kvm_userspace_memory_region(CStruct):
     """A slot: guest-physical memory that is memory of this process."""
 
-    slot: u32
-    flags: u32
-    guest_phys_addr: u64
-    memory_size: u64
-    userspace_addr: u64
+    slot: u32 = 0
+    flags: u32 = 0
+    guest_phys_addr: u64 = 0
+    memory_size: u64 = 0
+    userspace_addr: u64 = 0
 
 
 class kvm_regs(CStruct):
     """General registers."""
 
-    rax: u64
-    rbx: u64
-    rcx: u64
-    rdx: u64
-    rsi: u64
-    rdi: u64
-    rsp: u64
-    rbp: u64
-    r8: u64
-    r9: u64
-    r10: u64
-    r11: u64
-    r12: u64
-    r13: u64
-    r14: u64
-    r15: u64
-    rip: u64
-    rflags: u64
+    rax: u64 = 0
+    rbx: u64 = 0
+    rcx: u64 = 0
+    rdx: u64 = 0
+    rsi: u64 = 0
+    rdi: u64 = 0
+    rsp: u64 = 0
+    rbp: u64 = 0
+    r8: u64 = 0
+    r9: u64 = 0
+    r10: u64 = 0
+    r11: u64 = 0
+    r12: u64 = 0
+    r13: u64 = 0
+    r14: u64 = 0
+    r15: u64 = 0
+    rip: u64 = 0
+    rflags: u64 = 0
 
 
 class kvm_segment(CStruct):
     """A segment register with its hidden part; eight of them begin ``struct kvm_sregs``."""
 
-    base: u64
-    limit: u32
-    selector: u16
-    type: u8
-    present: u8
-    dpl: u8
-    db: u8
-    s: u8
-    l: u8  # noqa: E741 - the C name
-    g: u8
-    avl: u8
-    unusable: u8
-    padding: u8
+    base: u64 = 0
+    limit: u32 = 0
+    selector: u16 = 0
+    type: u8 = 0
+    present: u8 = 0
+    dpl: u8 = 0
+    db: u8 = 0
+    s: u8 = 0
+    l: u8 = 0  # noqa: E741 - the C name
+    g: u8 = 0
+    avl: u8 = 0
+    unusable: u8 = 0
+    padding: u8 = 0
 
 
 class kvm_dtable(CStruct):
     """GDTR or IDTR; two of them follow the segments in ``struct kvm_sregs``."""
 
-    base: u64
-    limit: u16
-    padding0: u16
-    padding1: u16
-    padding2: u16
+    base: u64 = 0
+    limit: u16 = 0
+    padding0: u16 = 0
+    padding1: u16 = 0
+    padding2: u16 = 0
 
 
 KVM_SREGS_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
@@ -172,53 +172,53 @@ KVM_SREGS_SIZE = 312
 class kvm_ioeventfd(CStruct):
     """A store that signals an eventfd instead of an exit."""
 
-    datamatch: u64
-    addr: u64
-    len: u32
-    fd: s32
-    flags: u32
-    pad: u32
-    pad1: u64
-    pad2: u64
-    pad3: u64
-    pad4: u32
-    pad5: u32
+    datamatch: u64 = 0
+    addr: u64 = 0
+    len: u32 = 0
+    fd: s32 = 0
+    flags: u32 = 0
+    pad: u32 = 0
+    pad1: u64 = 0
+    pad2: u64 = 0
+    pad3: u64 = 0
+    pad4: u32 = 0
+    pad5: u32 = 0
 
 
 class kvm_irqfd(CStruct):
     """An eventfd that raises a GSI."""
 
-    fd: u32
-    gsi: u32
-    flags: u32
-    resamplefd: u32
-    pad0: u64
-    pad1: u64
+    fd: u32 = 0
+    gsi: u32 = 0
+    flags: u32 = 0
+    resamplefd: u32 = 0
+    pad0: u64 = 0
+    pad1: u64 = 0
 
 
 class kvm_msi(CStruct):
     """A message for KVM_SIGNAL_MSI."""
 
-    address_lo: u32
-    address_hi: u32
-    data: u32
-    flags: u32
-    devid: u32
-    pad0: u32
-    pad1: u32
-    pad2: u32
+    address_lo: u32 = 0
+    address_hi: u32 = 0
+    data: u32 = 0
+    flags: u32 = 0
+    devid: u32 = 0
+    pad0: u32 = 0
+    pad1: u32 = 0
+    pad2: u32 = 0
 
 
 class kvm_irq_routing_msi_entry(CStruct):
     """``struct kvm_irq_routing_entry`` with its union as ``struct kvm_irq_routing_msi``."""
 
-    gsi: u32
-    type: u32
-    flags: u32
-    pad: u32
-    address_lo: u32
-    address_hi: u32
-    data: u32
-    devid: u32
-    rest0: u64
-    rest1: u64
+    gsi: u32 = 0
+    type: u32 = 0
+    flags: u32 = 0
+    pad: u32 = 0
+    address_lo: u32 = 0
+    address_hi: u32 = 0
+    data: u32 = 0
+    devid: u32 = 0
+    rest0: u64 = 0
+    rest1: u64 = 0
