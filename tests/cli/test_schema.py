@@ -45,6 +45,7 @@ ON_THE_DEMO_HOST = {
     "bandwidth-parameters": ["bandwidth", "--parameters"],
     "vmm-plans": ["vmm", "plans", "--reads", "2"],
     "vmm-trace": ["vmm", "trace", "--mistake", "no-queue"],
+    "vmm-p2p": ["vmm", "p2p", "nvme", "nic"],
 }
 """A command line for each kind of document."""
 

@@ -23,10 +23,13 @@ examples:
   vfiokit vmm trace --mistake no-queue
 """
 ACTIONS: dict[str, tuple[str, str]] = {
+    "demo1": ("vmm_demo", "run one instruction once, narrated"),
+    "demo2": ("vmm_demo", "run it many times, then one that must trap"),
     "walks": ("vmm_walks", "memory references of a guest's page walks: 16, 24 or 25"),
     "mtree": ("vmm_mtree", "what of a function a guest has mapped, and what traps"),
     "plans": ("vmm_plans", "four ways to pass a device through, run and counted"),
     "trace": ("vmm_trace", "what a guest's driver did to its device, and what had no effect"),
+    "p2p": ("vmm_p2p", "how a guest may learn who reaches whom, in every way, compared"),
 }
 """Modules and help texts, in the order of the help."""
 
