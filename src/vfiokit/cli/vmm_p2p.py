@@ -110,7 +110,7 @@ def _cpu(arguments: argparse.Namespace) -> Cpu | None:
     return parse_cpu(arguments.cpu)
 
 
-def _print(output: Output, comparison: Comparison, results: list[Result], *, pairs: bool) -> None:
+def _print(output: Output, results: list[Result], *, pairs: bool) -> None:
     headers = (
         *("WAY", "PROPOSAL", "TYPE RIGHT", "AND DISTANCE"),
         *("EXITS BEFORE", "EXITS EACH", "TIME EACH"),
