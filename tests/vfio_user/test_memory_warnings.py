@@ -48,6 +48,32 @@ class Memory:
         pass
 
 
+class Private:
+    """Answers from a private map of the file, as QEMU does with share=off."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory = memory
+
+    def read(self, iova: int, length: int) -> bytes:
+        return self.memory[iova : iova + length]
+
+    def write(self, iova: int, data: bytes) -> None:
+        self.memory[iova : iova + len(data)] = data
+
+
+def test_private_memory_is_asked_for_by_message(caplog: pytest.LogCaptureFixture) -> None:
+    fd = linux.memory_file("guest", SIZE)
+    with mmap.mmap(fd, SIZE, mmap.MAP_PRIVATE) as memory:
+        memory[:16] = b"what a guest has"
+        with client(Server(Plain()), memory=Private(memory)) as peer:
+            peer.dma_map(DmaMap(0, SIZE), fd)
+            peer.region_write(0, 0x100, bytes(8))
+            assert peer.region_read(0, 0x200, 16) == b"what a guest has"
+    os.close(fd)
+    (record,) = caplog.records
+    assert "private" in record.getMessage()
+
+
 def test_dma_by_message_is_said_once_and_works(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     with client(Server(Plain()), memory=Memory()) as peer:

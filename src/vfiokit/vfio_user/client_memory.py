@@ -1,8 +1,9 @@
 """Is the memory that a client shares the memory that it uses?
 
 A hypervisor whose guest memory is mapped privately still passes the file: what the guest writes
-never gets there, and a device reads zeros. The client's own map of its memory tells: a private
-mapping of the file has a ``p`` where a shared one has an ``s``.
+never gets there, and a device would read zeros. The client's own map of its memory tells: a private
+mapping of the file has a ``p`` where a shared one has an ``s``. Such a file is left alone, and the
+client is asked for its memory by message.
 
 Source: ``proc_pid_maps(5)``; the file is recognised by device and inode.
 """
@@ -26,24 +27,31 @@ class MemoryWatch:
 
     def __init__(self, sock: socket.socket) -> None:
         self._process = _peer_process(sock)
-        self._looked: set[tuple[int, int]] = set()
+        self._looked: dict[tuple[int, int], bool] = {}
         self._messages_said = False
 
-    def mapped(self, fd: int, iova: int) -> None:
-        """The client has given much of the file ``fd`` at ``iova``."""
-        if self._process <= 0 or len(self._looked) >= _LOOKS:
-            return
+    def is_useless(self, fd: int, iova: int) -> bool:
+        """Whether the file ``fd``, much of which the client has given at ``iova``, is not what it
+        has its memory in.
+        """
+        if self._process <= 0:
+            return False
         facts = os.fstat(fd)
         file = (facts.st_dev, facts.st_ino)
         if file in self._looked:
-            return
-        self._looked.add(file)
-        if is_private(self._process, *file):
+            return self._looked[file]
+        if len(self._looked) >= _LOOKS:
+            return False
+        private = self._looked[file] = is_private(self._process, *file)
+        if private:
+            self._messages_said = True
             _log.warning(
-                "the client's memory at IOVA %#x is private to it: the device will read zeros, and "
-                "nothing that it writes arrives; with QEMU say share=on at the memory backend",
+                "the client's memory at IOVA %#x is private to it, and the file that it gave of no "
+                "use: DMA goes by message, which is slower; with QEMU say share=on at the memory "
+                "backend",
                 iova,
             )
+        return private
 
     def by_message(self, iova: int) -> None:
         """The device reached for memory that came without a file."""

@@ -99,8 +99,10 @@ class DmaTable:
         self._maps: list[Mapped] = []
         self._max_maps = max_maps
         self._page = page_sizes & -page_sizes
-        self.notice: Callable[[int, int], None] | None = None
-        """Told the descriptor and IOVA of each large mapping of a file."""
+        self.is_useless: Callable[[int, int], bool] | None = None
+        """Given the descriptor and IOVA of each large mapping of a file, says whether the client's
+        own memory is elsewhere: then the client is asked, as if there were no file.
+        """
         self.log: Callable[[int, int], None] | None = None
         """Told the IOVA and length of each write of the device while dirty pages are logged."""
 
@@ -146,8 +148,10 @@ class DmaTable:
         else:
             self._starts.insert(at, made.address)
             self._maps.insert(at, made)
-        if made.size >= _LARGE and made.fd >= 0 and self.notice is not None:
-            self.notice(made.fd, made.address)
+        ask, fd = self.is_useless, made.fd
+        if ask is not None and fd >= 0 and made.size >= _LARGE and ask(fd, made.address):
+            made.close()
+            made.sealed = False
         return made
 
     def _check(self, request: DmaMap, fds: tuple[int, ...]) -> None:

@@ -124,7 +124,7 @@ class _Client:
         self._channel = BackChannel(self._link, self._session, timeout=server.dma_timeout)
         self._dma = DmaTable(max_maps=server.limits.max_dma_maps)
         watch = MemoryWatch(sock)
-        self._dma.notice, self._channel.notice = watch.mapped, watch.by_message
+        self._dma.is_useless, self._channel.notice = watch.is_useless, watch.by_message
         self._poller = Poller(self._link.fileno())
         self._irqs = IrqTable(server.device.irq_counts, self._poller)
         self._features = FeatureSet(server.device, self._dma)
