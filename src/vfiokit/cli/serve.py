@@ -158,12 +158,20 @@ def _observer(arguments: argparse.Namespace, device: Device) -> Observer | None:
 
     output = Output(json=arguments.json)
 
+    watched = True
+
     def show(event: Event) -> None:
-        if arguments.json:
-            output.document("serve-event", "live", event.document(), one_line=True)
-        else:
-            output.line(str(event))
-        sys.stdout.flush()  # whoever watches wants it now
+        nonlocal watched
+        if not watched:
+            return
+        try:
+            if arguments.json:
+                output.document("serve-event", "live", event.document(), one_line=True)
+            else:
+                output.line(str(event))
+            sys.stdout.flush()  # whoever watches wants it now
+        except BrokenPipeError:  # whoever watched has left; the device goes on
+            watched = False
 
     return Trace(device, show)
 
