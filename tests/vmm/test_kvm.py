@@ -285,6 +285,8 @@ def test_a_64_bit_guest_where_they_run(memory: Memory) -> None:
 def run_program(vcpu: Any, view: memoryview, program: Program) -> dict[str, Any]:
     """The end of a program on one engine."""
     view[0:0x8000] = bytes(0x8000)
+    view[0:0x400] = struct.pack("<HH", 0x7F00, 0) * 256  # exceptions end at a HLT there
+    view[0x7F00] = 0xF4
     view[CODE : CODE + len(program.code) + 1] = program.code + b"\xf4"
     view[DATA : DATA + 4096] = program.data
     enter_real_mode(vcpu, CODE)

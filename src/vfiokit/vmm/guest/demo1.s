@@ -1,4 +1,5 @@
-# The deck's first program: one instruction.
+# The deck's first demonstration: one instruction, once. (HLT gives control back.)
 # origin: 0x1000
-        .code16
-        mov     ax, 7
+        .code64
+        mov     rax, 7
+        hlt

@@ -1,10 +1,13 @@
-# The deck's second program: the instruction many times, then one that only the hypervisor can do.
-# CX says how many times. The result goes out by port 0x10.
+# The deck's second demonstration: the instruction many times without the hypervisor, then
+# instructions that the guest cannot carry out by itself. RCX says how many times, RBX is an
+# address at which there is no RAM.
 # origin: 0x1000
-        .code16
-again:
-        mov     ax, 7
-        dec     cx
+        .code64
+again:  mov     rax, 7
+        dec     rcx
         jnz     again
         out     0x10, al
+        in      al, 0x10
+        mov     [rbx], eax
+        mov     eax, [rbx]
         hlt
