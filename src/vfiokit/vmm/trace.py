@@ -111,7 +111,8 @@ class Tracer:
         """By kind, name, and whether it is a write."""
         self.total = 0
         self._watchers: dict[GuestFunction, NvmeWatcher] = {}
-        self._names: dict[GuestFunction, ConfigNames] = {}
+        self._spaces: dict[GuestFunction, tuple[ConfigNames, bytearray]] = {}
+        """Configuration space by function: names, and the bytes as they were."""
         machine.bus.observers.append(self._memory)
         machine.port_bus.observers.append(self._port)
         machine.pci.observers.append(self._config)
@@ -265,17 +266,23 @@ class Tracer:
             reason = f"there is no function at {str(bdf)[5:]}" if write else ""
             self._note(Kind.DROPPED, place, f"offset {offset:#x}", facts, reason)
             return
-        if function not in self._names:
+        known = self._spaces.get(function)
+        if known is None:
             data = bytes(function.config.read(at, 1) for at in range(len(function.config)))
-            self._names[function] = ConfigNames(data)
-        name = self._names[function].name(offset, width)
-        reason = self._config_reason(function, offset, width) if write else ""
-        self._note(Kind.TRAPPED, place, name, facts, reason)
+            known = self._spaces[function] = ConfigNames(data), bytearray(data)
+            reason = ""
+        else:
+            reason = _config_reason(function, known[1], offset, width, value) if write else ""
+        self._note(Kind.TRAPPED, place, known[0].name(offset, width), facts, reason)
 
-    @staticmethod
-    def _config_reason(function: GuestFunction, offset: int, width: int) -> str:
-        config = function.config
-        masks = (config.writable, config.passed, config.cleared)
-        if any(any(mask[offset : offset + width]) for mask in masks):
-            return ""
-        return "read-only for the guest"
+
+def _config_reason(
+    function: GuestFunction, shadow: bytearray, offset: int, width: int, value: int
+) -> str:
+    """Whether a write changed nothing though it was to set bits; ``shadow`` is kept up."""
+    before = int.from_bytes(shadow[offset : offset + width], "little")
+    now = function.config.read(offset, width)
+    shadow[offset : offset + width] = now.to_bytes(width, "little")[: len(shadow) - offset]
+    if now != before or not value & ~now:
+        return ""
+    return f"the guest cannot set these bits: it reads {now:#x} as before"

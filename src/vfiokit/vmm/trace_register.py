@@ -75,12 +75,7 @@ _APIC: Final = {
     0x360: "LVT LINT1",
     0x370: "LVT error",
 }
-_ENTRY_FIELDS: Final = (
-    "message address",
-    "message upper address",
-    "message data",
-    "vector control",
-)
+_ENTRY_FIELDS: Final = ("address", "upper address", "data", "vector control")
 
 
 class Doorbell(NamedTuple):
