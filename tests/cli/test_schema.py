@@ -43,6 +43,7 @@ ON_THE_DEMO_HOST = {
     "report": ["report", "{folder}/server.html", "--svg", "{folder}/server.svg"],
     "vm-plan": ["vm", "plan", "gpu", "nic", "--p2p", "--viommu", "intel", "--vmm", "qemu"],
     "bandwidth-parameters": ["bandwidth", "--parameters"],
+    "vmm-mtree": ["vmm", "mtree", "nvme"],
     "vmm-plans": ["vmm", "plans", "--reads", "2"],
     "vmm-trace": ["vmm", "trace", "--mistake", "no-queue"],
     "vmm-p2p": ["vmm", "p2p", "nvme", "nic"],

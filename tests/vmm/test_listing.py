@@ -108,7 +108,9 @@ def test_command_compares_with_a_file(tmp_path, capsys) -> None:
     assert "differs at" in capsys.readouterr().out
     path.write_text(QEMU)
     assert main(["vmm", "mtree", DRIVE, "--compare", str(path), "--json"]) == 3
-    assert json.loads(capsys.readouterr().out)["same"] is False
+    document = json.loads(capsys.readouterr().out)
+    assert document["compared"]
+    assert document["differences"][0]["theirs"]["kind"]
 
 
 @pytest.mark.parametrize(

@@ -73,31 +73,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, session: Session) -> int:
     """List, or compare."""
     output = Output(json=arguments.json)
+    places = dict(_place(text) for text in arguments.at)
+    listed = None if arguments.compare is None else _read_listing(arguments.compare)
+    result = None
     with _function_map(arguments, session) as found:
-        if arguments.compare is not None:
-            return _compare(arguments.compare, found, output, session)
-        found.place(dict(_place(text) for text in arguments.at))
-        _list(found, output, session, explained=arguments.explain)
-    return exit_code.DONE
+        if listed is None:
+            found.place(places)
+        else:
+            result = found.compare(listed)
+        if output.json:
+            output.document("vmm-mtree", session.host, _document(found, result))
+        elif result is not None:
+            _print_comparison(result, output)
+        else:
+            _print_listing(found, output, explained=arguments.explain)
+    return exit_code.NO if result is not None and result.differences else exit_code.DONE
 
 
-def _list(found: FunctionMap, output: Output, session: Session, *, explained: bool) -> None:
-    from vfiokit.vmm import mtree
-    from vfiokit.vmm.listing import explain
-
-    reasons = list(explain(found.flat))
-    if output.json:
-        lines = [_document(line) for line in mtree.lines(found.flat)]
-        body = {"function": found.function.name, "ranges": lines, "reasons": reasons}
-        output.document("vmm-mtree", session.host, body)
-        return
-    output.lines(mtree.render(found.flat).splitlines())
-    if explained:
-        output.line()
-        output.lines(reasons)
-
-
-def _compare(path: Path, found: FunctionMap, output: Output, session: Session) -> int:
+def _read_listing(path: Path) -> tuple[Line, ...]:
     from vfiokit.vmm import mtree
 
     try:
@@ -107,28 +100,40 @@ def _compare(path: Path, found: FunctionMap, output: Output, session: Session) -
     views = mtree.parse(text)
     # A cut-out may not name its address spaces.
     view = mtree.memory_view(views) if any(each.spaces for each in views) else views[0]
-    result = found.compare(view.lines)
-    code = exit_code.NO if result.differences else exit_code.DONE
-    if output.json:
-        body = {
-            "function": found.function.name,
-            "same": not result.differences,
-            "ours": [_document(line) for line in result.ours],
-            "theirs": [_document(line) for line in result.theirs],
-            "differences": [
-                {
-                    "start": each.start,
-                    "last": each.last,
-                    "ours": each.one and _document(each.one),
-                    "theirs": each.other and _document(each.other),
-                }
-                for each in result.differences
-            ],
-        }
-        output.document("vmm-mtree-comparison", session.host, body)
-        return code
-    _print_comparison(result, output)
-    return code
+    return view.lines
+
+
+def _document(found: FunctionMap, result: Comparison | None) -> dict[str, object]:
+    from vfiokit.vmm import mtree
+    from vfiokit.vmm.listing import explain
+
+    differences = () if result is None else result.differences
+    return {
+        "function": found.function.name,
+        "ranges": [_range(line) for line in mtree.lines(found.flat)],
+        "reasons": list(explain(found.flat)),
+        "compared": result is not None,
+        "theirs": [_range(line) for line in (() if result is None else result.theirs)],
+        "differences": [
+            {
+                "start": each.start,
+                "last": each.last,
+                "ours": each.one and _range(each.one),
+                "theirs": each.other and _range(each.other),
+            }
+            for each in differences
+        ],
+    }
+
+
+def _print_listing(found: FunctionMap, output: Output, *, explained: bool) -> None:
+    from vfiokit.vmm import mtree
+    from vfiokit.vmm.listing import explain
+
+    output.lines(mtree.render(found.flat).splitlines())
+    if explained:
+        output.line()
+        output.lines(explain(found.flat))
 
 
 def _print_comparison(result: Comparison, output: Output) -> None:
@@ -180,5 +185,5 @@ def _place(text: str) -> tuple[int, int]:
         ) from None
 
 
-def _document(line: Line) -> dict[str, object]:
+def _range(line: Line) -> dict[str, object]:
     return {**line._asdict(), "traps": line.traps}
