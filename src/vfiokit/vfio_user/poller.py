@@ -32,7 +32,8 @@ class Poller:
         if self._epoll is None:
             self._epoll = select.epoll()
             self._epoll.register(self._link_fd, select.EPOLLIN)
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        if fd not in self._actions:  # else its counter, which stays, would count anew
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._actions[fd] = action
 
     def forget(self, fd: int) -> None:

@@ -471,7 +471,6 @@ class _Client:
                 _log.error("%s failed at a doorbell", self._device.name, exc_info=error)
 
         for number, fd in enumerate(fds):
-            self._poller.forget(fd)  # the client asks again
             self._poller.watch(fd, functools.partial(rung, number))
 
     def _checked(self, index: int, offset: int, count: int) -> ServedRegion:
