@@ -11,7 +11,7 @@ from served import Plain, client
 
 from vfiokit.kernel import linux
 from vfiokit.vfio_user.client_memory import is_private
-from vfiokit.vfio_user.payload import DmaMap
+from vfiokit.vfio_user.payload import DmaMap, DmaUnmap
 from vfiokit.vfio_user.server import Server
 
 SIZE = 4 << 20
@@ -69,6 +69,12 @@ def test_private_memory_is_asked_for_by_message(caplog: pytest.LogCaptureFixture
             peer.dma_map(DmaMap(0, SIZE), fd)
             peer.region_write(0, 0x100, bytes(8))
             assert peer.region_read(0, 0x200, 16) == b"what a guest has"
+            # A small part of the same file, as behind a virtual IOMMU.
+            peer.dma_unmap(DmaUnmap(0, SIZE))
+            memory[:16] = b"what is new here"
+            peer.dma_map(DmaMap(0, 4096), fd)
+            peer.region_write(0, 0x100, bytes(8))
+            assert peer.region_read(0, 0x200, 16) == b"what is new here"
     os.close(fd)
     (record,) = caplog.records
     assert "private" in record.getMessage()

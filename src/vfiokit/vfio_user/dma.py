@@ -103,6 +103,10 @@ class DmaTable:
         """Given the descriptor and IOVA of each large mapping of a file, says whether the client's
         own memory is elsewhere: then the client is asked, as if there were no file.
         """
+        self._doubtful = False
+        """Whether there was such a file: then small mappings, as behind a virtual IOMMU, may be of
+        it too.
+        """
         self.log: Callable[[int, int], None] | None = None
         """Told the IOVA and length of each write of the device while dirty pages are logged."""
 
@@ -149,9 +153,11 @@ class DmaTable:
             self._starts.insert(at, made.address)
             self._maps.insert(at, made)
         ask, fd = self.is_useless, made.fd
-        if ask is not None and fd >= 0 and made.size >= _LARGE and ask(fd, made.address):
+        large = made.size >= _LARGE or self._doubtful
+        if ask is not None and fd >= 0 and large and ask(fd, made.address):
             made.close()
             made.sealed = False
+            self._doubtful = True
         return made
 
     def _check(self, request: DmaMap, fds: tuple[int, ...]) -> None:
