@@ -157,15 +157,15 @@ class VirtualMachineFile(OpenFile):
 
 
 def ways_up(fabric: Fabric, ends: tuple[Bdf, ...]) -> Topology:
-    """``ends`` with the bridges above them, and the root buses: all that the rule looks at.
+    """``ends`` with the bridges above them, and who stands for each host bridge: all that decides.
 
     Registers as they are now; the kernel reads ACS Control anew for every pair.
     """
-    wanted = {
-        function.bdf
-        for bridge in fabric.host_bridges.values()
-        for function in fabric.root_functions(bridge)
-    }
+    wanted = set()
+    for bridge in fabric.host_bridges.values():
+        # The rule looks at the first function of a root bus alone; virtual ones come last.
+        first = [each.bdf for each in fabric.root_functions(bridge) if each.physfn is None]
+        wanted |= {min(first)} if first else set()
     for end in ends:
         function = fabric.functions[end]
         physical = () if function.physfn is None else (function.physfn,)
