@@ -34,7 +34,12 @@ MEMORY = {
         *("-machine", "memory-backend=m0"),
     ],
     "by message": [],
+    "private": [
+        *("-object", "memory-backend-memfd,id=m0,size=1024M,share=off"),
+        *("-machine", "memory-backend=m0"),
+    ],
 }
+WARNINGS = {"shared": [], "by message": ["gave no file"], "private": ["is private to it"]}
 
 
 @contextmanager
@@ -63,13 +68,17 @@ def machine(lab: Lab, path: str, memory: str, iommu: str = "none") -> Lab:
     return lab.with_changes(topology="rp0", iommu=iommu, qemu_arguments=arguments)
 
 
-def test_the_guest_kernel_uses_the_nvme_as_a_disk(newer_lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["by message", "private"])
+def test_the_guest_kernel_uses_the_nvme_as_a_disk(
+    newer_lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str
+) -> None:
     """The first guest shares its memory; the second, which finds what the first wrote, does not."""
     store = MemoryStore(64 * MIB)
     with served(NvmeFunction.synthetic(BDF, backing=store), tmp_path) as path:
-        sharing, private = (machine(newer_lab, path, memory) for memory in MEMORY)
+        sharing, private = (machine(newer_lab, path, memory) for memory in ("shared", other))
         wrote = sharing.run_python(scenarios.use_drive, PARTS, SEEDS)
         check_disk(wrote, store, SEEDS)
+        check_warnings(caplog, "shared")
         counts = [count for _first, count in PARTS]
         found, overwrote = private.run_batch(
             [
@@ -79,6 +88,17 @@ def test_the_guest_kernel_uses_the_nvme_as_a_disk(newer_lab: Lab, tmp_path: Path
         )
         assert found.require()["digests"] == wrote["digests"]
         check_disk(overwrote.require(), store, SEEDS[::-1])
+        check_warnings(caplog, other)
+
+
+def check_warnings(caplog: pytest.LogCaptureFixture, memory: str) -> None:
+    """What the server warned of since the last time."""
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    caplog.clear()
+    assert len(said) == len(WARNINGS[memory])
+    for words, line in zip(WARNINGS[memory], said, strict=True):
+        assert words in line
+        assert "share=on" in line
 
 
 def check_disk(found: dict[str, Any], store: MemoryStore, seeds: list[int]) -> None:
@@ -94,13 +114,14 @@ def check_disk(found: dict[str, Any], store: MemoryStore, seeds: list[int]) -> N
 
 @pytest.mark.parametrize("memory", MEMORY)
 def test_the_guest_drives_edu_with_its_own_vfio(
-    newer_lab: Lab, tmp_path: Path, memory: str
+    newer_lab: Lab, tmp_path: Path, caplog: pytest.LogCaptureFixture, memory: str
 ) -> None:
     with served(EduFunction(BDF), tmp_path) as path:
         lab = machine(newer_lab, path, memory, iommu="intel")
         by_message, by_pin = lab.run_batch(
             [Scenario(scenarios.use_edu, (False,)), Scenario(scenarios.use_edu, (True,))]
         )
+    check_warnings(caplog, memory)
     for outcome in (by_message, by_pin):
         assert outcome.require() == {
             "alive": True,
