@@ -163,6 +163,46 @@ def test_a_prediction_without_its_bytes_is_marked(
     assert [each["members"][0]["uncertain"] for each in groups] == [False, True]
 
 
+STRAY = """\
+03:00.0 Ethernet controller: Intel Corporation Device [8086:1521]
+00: 86 80 21 15 06 04 10 00 01 00 00 02 10 00 80 00
+10: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+20: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+30: 00 00 00 00 40 00 00 00 00 00 00 00 00 00 00 00
+40: 10 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00
+50: 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+""" + "".join(f"{offset:02x}: {' '.join(['00'] * 16)}\n" for offset in range(0x60, 0x1000, 16))
+
+
+def test_below_a_bridge_that_is_not_described_nothing_is_claimed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = tmp_path / "dump"
+    other = STRAY.replace("03:00.0", "03:00.1").replace("21 15", "22 15")
+    dump.write_text(STRAY + "\n" + other)
+    host = ["--host", str(dump)]
+    assert main(["groups", *host]) == exit_code.DONE
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["0?", "1?"]
+    assert main(["explain", "03:00.0", *host]) == exit_code.DONE
+    explained = capsys.readouterr().out
+    assert "unknown whether it shares its IOMMU group" in explained
+    assert "bus 0000:03: the bridge that leads to it is not in this description" in explained
+    assert "assign" not in explained
+    for cpu in ("intel", "amd:0x19"):
+        assert main(["p2p", "03:00.0", "03:00.1", "--cpu", cpu, *host]) == exit_code.NO
+        told = capsys.readouterr().out
+        assert told.startswith("provider 0000:03:00.0, client 0000:03:00.1: unknown")
+        assert "which bridge leads to bus 0000:03 is not in this description" in told.lower()
+        assert main(["p2p", "nic", "--from", "nic", *host]) == exit_code.USAGE
+        capsys.readouterr()
+        assert main(["p2p", "--from", "nic", "--to", "nic", "--types", "--cpu", cpu, *host]) == 0
+        assert {
+            cell for line in capsys.readouterr().out.splitlines()[1:3] for cell in line.split()[-2:]
+        } <= {"?", "bus"}
+    assert main(["show", "03:00.0", *host]) == exit_code.DONE
+    assert "driver       not recorded" in capsys.readouterr().out
+
+
 def test_chosen_columns_stand_in_the_order_asked(capsys: pytest.CaptureFixture[str]) -> None:
     lines = output(capsys, "tree", "--columns", "acs,driver").splitlines()
     assert lines[0].split() == ["ACS", "DRIVER"]

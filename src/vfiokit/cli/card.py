@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vfiokit.pci.capability.text import Style
     from vfiokit.pci.topology import Function
 
-UNCERTAIN = "uncertain: configuration space that decides is not in this description"
+UNCERTAIN = "uncertain: what decides is not in this description"
 """Said of a prediction that rests on bytes nobody captured."""
 
 CARD, REGISTERS, EVERYTHING, BYTES = range(4)
@@ -30,7 +30,8 @@ def lines(view: View, function: Function, depth: int, style: Style) -> list[str]
     title = f"{class_text(function)}: {device_text(view.topology, function)}"
     found = [f"{before}{function.bdf}{after}  {title}"]
     found += _place_lines(view, function)
-    found.append(f"  driver       {recorded.driver or 'none'}")
+    none = "none" if view.has_recorded_drivers else "not recorded"
+    found.append(f"  driver       {recorded.driver or none}")
     link = link_text(function)
     if link:
         found.append(f"  link         {link}")

@@ -102,7 +102,7 @@ def _print_groups(
         count = len(grouping.uncertain)
         output.line(
             f"? unknown whether {counted(count, 'function')} share{'s' * (count == 1)} a group: "
-            "configuration space that decides is not in this description"
+            "what decides is not in this description"
         )
     if comparison.total:
         output.line(f"{comparison.agree} of {comparison.total} recorded groups agree")
@@ -146,8 +146,8 @@ def _print_why(
         if function.bdf in grouping.uncertain:
             output.heading(f"{function.bdf}: unknown whether it shares its group")
             output.line(
-                "  configuration space that decides is not in this description; where it is "
-                "missing, what follows takes ACS and PCI Express to be missing too"
+                "  what decides is not in this description; where it is missing, what follows "
+                "takes bridges, ACS and PCI Express to be missing too"
             )
         else:
             output.heading(f"{function.bdf} is in group {group.id}, with {others} more")

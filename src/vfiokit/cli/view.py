@@ -43,6 +43,11 @@ class View:
         return any(function.recorded.iommu_group is not None for function in self.topology)
 
     @cached_property
+    def has_recorded_drivers(self) -> bool:
+        """Whether the source tells drivers: a function without one then has none."""
+        return any(function.recorded.driver is not None for function in self.topology)
+
+    @cached_property
     def _tree(self) -> Tree | None:
         try:
             return self._session.tree

@@ -72,6 +72,7 @@ def read(pieces: Iterable[bytes], path: str = "") -> LspciHost:
     if facts:
         _consider_neighbours(functions, found, facts)
     topology = (PartialTopology if facts else Topology)(functions.values())
+    topology.stray = _stray(topology)
     limits = (*_limits(found, facts, orphans), *_place_limits(topology), _USES)
     return LspciHost(topology, limits)
 
@@ -236,13 +237,17 @@ def _limits(
         yield from _text_limits(text)
 
 
-def _place_limits(topology: Topology) -> Iterator[str]:
+def _stray(topology: Topology) -> frozenset[tuple[int, int]]:
     """Buses that look like root buses and cannot be: the bridge to them is not in the text."""
-    stray = [
-        f"{bus.domain:04x}:{bus.number:02x}"
+    return frozenset(
+        (bus.domain, bus.number)
         for bus in topology.buses.values()
         if bus.is_root and bus.functions and bus.functions[0].port_type in _BELOW_A_PORT
-    ]
+    )
+
+
+def _place_limits(topology: Topology) -> Iterator[str]:
+    stray = [f"{domain:04x}:{number:02x}" for domain, number in sorted(topology.stray)]
     if stray:
         yield (
             f"no bridge in the text leads to bus {_listed(stray)}: "

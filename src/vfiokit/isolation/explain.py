@@ -126,9 +126,17 @@ def _unknown(topology: Topology, grouping: Grouping, bdf: Bdf) -> tuple[str, ...
         *grouping.of(bdf).members,
         *(bridge.bdf for bridge in topology.path_to_root(topology[bdf])),
     }
-    return tuple(
-        f"{each}: what its capabilities say about ACS is not in this description"
-        for each in sorted(concerned & undecided)
+    stray = {(each.domain, each.bus) for each in concerned} & topology.stray
+    return (
+        *(
+            f"bus {domain:04x}:{bus:02x}: the bridge that leads to it is not in this description"
+            for domain, bus in sorted(stray)
+        ),
+        *(
+            f"{each}: what its capabilities say about ACS is not in this description"
+            for each in sorted(concerned & undecided)
+            if (each.domain, each.bus) not in stray
+        ),
     )
 
 

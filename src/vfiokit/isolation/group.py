@@ -83,11 +83,12 @@ class Grouping:
 
     @cached_property
     def undecided(self) -> tuple[Bdf, ...]:
-        """Functions whose captured bytes are too short to tell whether they isolate.
+        """Functions of which the source does not tell whether they are isolated.
 
-        Bridges and multifunction devices cut before their capabilities (64 bytes), and those
-        asked for ACS that end before extended configuration space (256 bytes). They count as not
-        isolating, so groups can only come out too large.
+        Those on a bus to which it shows no bridge (:attr:`Topology.stray`); bridges and
+        multifunction devices cut before their capabilities (64 bytes), and those asked for ACS
+        that end before extended configuration space (256 bytes). The latter count as not
+        isolating, so with them groups can only come out too large.
         """
         return self._prober.undecided()
 
@@ -197,9 +198,13 @@ class _Prober:
             verdict = self.verdicts.get(function.bdf)
             if function.is_virtual:
                 continue
-            if (verdict is not None and verdict.why.truncated) or (
-                len(function.config) < 0x100
-                and (function.is_bridge or self.topology.is_multifunction(function))
+            if (
+                (verdict is not None and verdict.why.truncated)
+                or (
+                    len(function.config) < 0x100
+                    and (function.is_bridge or self.topology.is_multifunction(function))
+                )
+                or (function.bdf.domain, function.bdf.bus) in self.topology.stray
             ):
                 unsure.append(function.bdf)
         return tuple(unsure)

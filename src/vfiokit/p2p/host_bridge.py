@@ -144,6 +144,15 @@ def approve(
     ``cpu`` is ``None`` when the processor is not known: a pair that the list does not approve is
     then unknown.
     """
+    stray = [each for each in (provider, client) if (each.domain, each.bus) in topology.stray]
+    if stray:
+        bus = f"{stray[0].domain:04x}:{stray[0].bus:02x}"
+        return Approval(
+            MapType.UNKNOWN,
+            Rule.UNKNOWN,
+            f"which bridge leads to bus {bus} is not in this description",
+            unknown=(f"what is above bus {bus}",),
+        )
     if cpu is not None and cpu.is_zen:
         return Approval(
             MapType.THRU_HOST_BRIDGE,

@@ -156,13 +156,12 @@ def _set_bridge(machine: Machine, rest: str) -> Machine:
         topology = with_register(topology, function.bdf, 0, 4, numbers[1] << 16 | numbers[0])
     replaced = _identified(topology[function.bdf], *numbers)
     functions = (replaced if each.bdf == function.bdf else each for each in topology)
-    roots = [(each.domain, each.bus) for each in topology.host_bridges]
     known = function.identity
     words = (
         f"host bridge of {bridge} {known.vendor_id:04x}:{known.device_id:04x} → "
         f"{numbers[0]:04x}:{numbers[1]:04x}"
     )
-    return _done(machine, type(topology)(functions, roots), words)
+    return _done(machine, topology.with_functions(functions), words)
 
 
 def _move(machine: Machine, rest: str) -> Machine:

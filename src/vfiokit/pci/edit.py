@@ -129,7 +129,7 @@ def without(topology: Topology, bdfs: Iterable[Bdf]) -> Topology:
         waiting += topology.virtual_functions(function)
         bus = topology.secondary(function)
         waiting += bus.functions if bus is not None else ()
-    return _like(topology, (function for function in topology if function.bdf not in gone))
+    return topology.with_functions(each for each in topology if each.bdf not in gone)
 
 
 def card(topology: Topology, bdf: Bdf) -> tuple[Function, ...]:
@@ -340,10 +340,4 @@ def _with_bytes(config: ConfigSpace, offset: int, width: int, value: int) -> Con
 
 
 def _rebuilt(topology: Topology, changed: Mapping[Bdf, Function]) -> Topology:
-    return _like(topology, (changed.get(function.bdf, function) for function in topology))
-
-
-def _like(topology: Topology, functions: Iterable[Function]) -> Topology:
-    """The same kind of topology, with the same root buses."""
-    roots = [(bridge.domain, bridge.bus) for bridge in topology.host_bridges]
-    return type(topology)(functions, roots)
+    return topology.with_functions(changed.get(each.bdf, each) for each in topology)

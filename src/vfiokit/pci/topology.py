@@ -225,6 +225,10 @@ class Bus:
 class Topology:
     """All functions of a machine and how they hang together. Immutable by convention."""
 
+    stray: frozenset[tuple[int, int]] = frozenset()
+    """``(domain, bus)`` of buses that look like root buses here and are not: something leads to
+    them that the source does not describe."""
+
     def __init__(
         self, functions: Iterable[Function], root_buses: Iterable[tuple[int, int]] | None = None
     ) -> None:
@@ -245,6 +249,13 @@ class Topology:
             if function.physfn is not None:
                 known = self._virtual_functions.get(function.physfn, ())
                 self._virtual_functions[function.physfn] = (*known, function)
+
+    def with_functions(self, functions: Iterable[Function]) -> Topology:
+        """The same kind of topology of other functions, with the same root buses."""
+        roots = [(bridge.domain, bridge.bus) for bridge in self.host_bridges]
+        found = type(self)(functions, roots)
+        found.stray = self.stray
+        return found
 
     def __iter__(self) -> Iterator[Function]:
         return iter(self.functions.values())
