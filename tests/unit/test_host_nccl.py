@@ -13,7 +13,9 @@ from vfiokit.errors import FormatError, UsageError
 from vfiokit.host.nccl import MAX_DEPTH, NcclSystem, Node, read, write
 from vfiokit.host.source import open_host
 from vfiokit.isolation import predict
+from vfiokit.p2p.what_if import change
 from vfiokit.pci.address import Bdf
+from vfiokit.pci.edit import without
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("VFIOKIT_SHARED", REPOSITORY / "../shared"))
@@ -44,6 +46,37 @@ def files() -> list[Path]:
             pytest.fail(f"{folder} is missing")
         pytest.skip(f"{folder} is not here")
     return sorted(folder.glob("*.xml"))
+
+
+def test_an_edited_tree_is_still_the_one_that_the_file_states() -> None:
+    topology = read(SMALL).topology()
+    again = topology.with_functions(iter(topology))
+    for function in topology:
+        bridge, same = topology.upstream_bridge(function), again.upstream_bridge(function)
+        assert (bridge and bridge.bdf) == (same and same.bdf)
+    leaf = next(each for each in topology if topology.secondary(each) is None)
+    fewer = without(topology, [leaf.bdf])
+    assert set(fewer.functions) == set(topology.functions) - {leaf.bdf}
+    for function in fewer:
+        bridge, same = topology.upstream_bridge(function), fewer.upstream_bridge(function)
+        assert (bridge and bridge.bdf) == (same and same.bdf)
+
+
+def test_another_host_bridge_can_be_put_above_a_stated_tree() -> None:
+    made = change(read(SMALL).topology(), None, ["bridge=8086:09a2@pciffff:ff", "cpu=intel"])
+    bridge, gpu = Bdf.parse("ffff:ff:01.0"), Bdf.parse("0003:00:00.0")
+    assert made.topology[bridge].identity[:2] == (0x8086, 0x09A2)
+    above = made.topology.upstream_bridge(made.topology[gpu])
+    assert above is not None
+    assert above.bdf == bridge
+
+
+@pytest.mark.parametrize("name", [":numaid", "numaïd", "a:b", "é"])
+def test_names_that_no_topology_has_are_refused(name: str) -> None:
+    with pytest.raises(FormatError, match="no name"):
+        read(SMALL.replace("numaid", name))
+    with pytest.raises(UsageError, match="no name"):
+        write(NcclSystem(Node("system", {name: "1"}, ())))
 
 
 def test_facts_of_a_file_become_functions() -> None:

@@ -14,7 +14,7 @@ Source: NCCL ``src/graph/xml.cc``; RCCL writes version 2, and ``xgmi`` for ``nvl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,7 +42,7 @@ _LIMITS = (
 )
 _SPEED = re.compile(r"(\d{1,4}(?:\.\d{1,4})?) ?GT/s(?: PCIe)?")
 _WIDTH = re.compile("[1-9][0-9]?")
-_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
 class Node(NamedTuple):
@@ -114,6 +114,7 @@ class NcclTopology(PartialTopology):
 
     def __init__(self, functions: list[Function], parents: Mapping[Bdf, Bdf]) -> None:
         super().__init__(functions)
+        self._stated = dict(parents)
         self._parents = {bdf: self.functions[parent] for bdf, parent in parents.items()}
         self._below: dict[Bdf, Bus] = {}
         self._buses_of: dict[Bdf, Bus] = {}
@@ -136,6 +137,14 @@ class NcclTopology(PartialTopology):
         self.host_bridges = tuple(
             HostBridge(bus.domain, bus.number) for bus in self.buses.values() if bus.is_root
         )
+
+    def with_functions(self, functions: Iterable[Function]) -> NcclTopology:
+        """The same tree of other functions; those that the file does not name have no parent."""
+        kept = {function.bdf: function for function in functions}
+        parents = {
+            bdf: parent for bdf, parent in self._stated.items() if bdf in kept and parent in kept
+        }
+        return NcclTopology(list(kept.values()), parents)
 
     def bus_of(self, function: Function) -> Bus:
         """The functions of the same bus number that share a parent."""
@@ -287,6 +296,9 @@ class _Reader:
             raise self._error(f"more than {MAX_NODES} elements, or {MAX_DEPTH} inside one another")
         if not self._open and tag != "system":
             raise self._error(f"an XML file, but no NCCL topology: it starts with <{tag}>")
+        for name in (tag, *attributes):
+            if not _NAME.fullmatch(name):
+                raise self._error(f"{name[:40]!r} is no name that a topology has")
         if tag == "pci":
             self._check(attributes)
         self._open.append((tag, attributes, []))
