@@ -20,7 +20,7 @@ from vfiokit.pci.config import ConfigSpace
 from vfiokit.pci.topology import Function, Resource, Topology
 
 THOROUGH = bool(os.environ.get("CI") or os.environ.get("VFIOKIT_THOROUGH"))
-EXAMPLES = settings(max_examples=10_000 if THOROUGH else 300, deadline=None)
+EXAMPLES = settings(max_examples=2_000 if THOROUGH else 200, deadline=None)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("VFIOKIT_SHARED", REPOSITORY / "../shared")) / "data"
