@@ -63,10 +63,13 @@ class AssignedInterrupts:
             self._msix_at = msix.offset
             count = (snapshot.u16(msix.offset + 2) & regs.PCI_MSIX_FLAGS_QSIZE) + 1
             self.msix = MsixVectors(count, self._send, self._use)
+            self.msix.on_change = self._route
             self._config.watch(msix.offset + 2, 2, self._msix_written)
         if msi is not None:
             self.msi = MsiVectors(self._config, msi, self._send, self._msi_changed)
         self._watched: dict[int, Vector] = {}
+        self._routed: dict[int, tuple[int, int, Message]] = {}
+        """Vectors that pass the machine by: eventfd, handle, message."""
 
     @property
     def _host(self) -> InterruptHost | None:
@@ -86,10 +89,7 @@ class AssignedInterrupts:
     def stop(self) -> None:
         """Take no interrupts at all."""
         self._lower()
-        for fd in self._watched:
-            if self._host is not None:
-                self._host.unwatch(fd)
-        self._watched.clear()
+        self._forget_watches()
         mode, self.mode = self.mode, Mode.NONE
         if self._device.closed:
             return
@@ -195,7 +195,33 @@ class AssignedInterrupts:
         for number, vector in enumerate(made, start):
             self._watch(vector, partial(self._msix_raised, number))
 
+    def _route(self, number: int) -> None:
+        """Let the eventfd of an unmasked vector pass the machine by, where something can."""
+        assert self.msix is not None
+        host = self._host
+        if host is None or host.bypass is None:
+            return
+        vector = self._device.msix.vectors.get(number) if self.mode is Mode.MSIX else None
+        wanted = None if vector is None or self.msix.masked(number) else self.msix.message(number)
+        routed = self._routed.get(number)
+        if routed is not None and routed[2] != wanted:
+            self._unroute(number)
+            if vector is not None:
+                self._watch(vector, partial(self._msix_raised, number))
+        if vector is not None and wanted is not None and number not in self._routed:
+            fd = vector.fileno()
+            host.unwatch(fd)
+            self._watched.pop(fd, None)
+            self._routed[number] = (fd, host.bypass.attach(fd, *wanted), wanted)
+
+    def _unroute(self, number: int) -> None:
+        fd, handle, _message = self._routed.pop(number)
+        if self._host is not None and self._host.bypass is not None:
+            self._host.bypass.detach(fd, handle)
+
     def _forget_watches(self) -> None:
+        for number in tuple(self._routed):
+            self._unroute(number)
         for fd in self._watched:
             if self._host is not None:
                 self._host.unwatch(fd)

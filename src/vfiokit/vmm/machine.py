@@ -22,6 +22,7 @@ from vfiokit.vfio import Device
 from vfiokit.vmm import snapshot
 from vfiokit.vmm.assigned import AssignedFunction
 from vfiokit.vmm.bus import UNCLAIMED, GuestBus
+from vfiokit.vmm.bypass import Bypass
 from vfiokit.vmm.chipset import HostBridge, IsaBridge
 from vfiokit.vmm.exit import Exit, ExitReason
 from vfiokit.vmm.guest_function import GuestFunction, Placed
@@ -126,6 +127,8 @@ class VirtualMachine:
         self.hypercalls: dict[int, Hypercall] = {}
         """By number (RAX)."""
         self.msrs: dict[int, int] = {_APIC_BASE_MSR: APIC_BASE | 0x900}
+        self.bypass: Bypass | None = None
+        """Set before devices are assigned, it takes their messages to the guest by itself."""
         self.failure = ""
         """Why a processor could not run."""
         self._processors: list[_Running] = []
@@ -367,7 +370,8 @@ class VirtualMachine:
     def message(self, function: GuestFunction, address: int, data: int) -> None:
         """A message of a device, already masked and unmasked as the guest wants it."""
         del function
-        if self.irqchip.message(address, data):
+        deliver = self.irqchip.message if self.bypass is None else self.bypass.message
+        if deliver(address, data):
             posted = self.policy.delivery is Delivery.POSTED
             (self.events if posted else self.exits)["posted" if posted else "inject"] += 1
 

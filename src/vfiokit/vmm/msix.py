@@ -34,6 +34,8 @@ class MsixVectors:
         self.count = count
         self.enabled = False
         self.function_masked = False
+        self.on_change: Callable[[int], None] | None = None
+        """Called with a vector whose message or mask may have changed."""
         self._table = bytearray(count * ENTRY_SIZE)
         self._pending: set[int] = set()
         self._send = send
@@ -99,12 +101,13 @@ class MsixVectors:
             self._send(vector, self.message(vector))
 
     def _settle(self, vector: int) -> None:
-        if self.masked(vector):
-            return
-        self._use(vector)
-        if vector in self._pending:
-            self._pending.remove(vector)
-            self._send(vector, self.message(vector))
+        if not self.masked(vector):
+            self._use(vector)
+            if vector in self._pending:
+                self._pending.remove(vector)
+                self._send(vector, self.message(vector))
+        if self.on_change is not None:
+            self.on_change(vector)
 
     @property
     def pending(self) -> frozenset[int]:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from vfiokit.errors import UsageError
 from vfiokit.pci.address import Bdf
+from vfiokit.vmm.bypass import Bypass
 from vfiokit.vmm.guest_function import GuestFunction, Placed
 from vfiokit.vmm.trap_map import Access, Strength, TrapMap, Wish
 
@@ -37,6 +38,9 @@ class Clip(NamedTuple):
 
 class InterruptHost(Protocol):
     """Where functions send their interrupts, and how they hear of eventfds: the machine."""
+
+    bypass: Bypass | None
+    """What lets a device's eventfds interrupt the guest by themselves, where there is it."""
 
     def message(self, function: GuestFunction, address: int, data: int) -> None:
         """A message of MSI or MSI-X: a 4-byte write of ``data`` to ``address``."""
