@@ -56,7 +56,7 @@ class Event(NamedTuple):
     value: int | None
     """Of accesses of up to 8 bytes."""
     text: str
-    """What the value says, field by field; empty where nothing is known."""
+    """What the value says: flags that are set, and other fields; empty where nothing is known."""
 
     def __str__(self) -> str:
         if self.kind == "reset":
@@ -175,6 +175,11 @@ class Trace:
         if start != offset:
             name += f" +{offset - start}" if name else ""
         elif register is not None and length == register.width:
-            words = [field_text(field, field.extract(value)) for field in register.fields]
+            # Flags that are clear are left out: a line is read while others pass by.
+            words = [
+                field_text(field, field.extract(value))
+                for field in register.fields
+                if field.high > field.low or field.extract(value)
+            ]
             text = " ".join(words).rstrip(",")
         return Event(kind, where, offset, length, name, value, text)
