@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from device_rig import Host
@@ -79,14 +79,10 @@ def booted(
     """A guest about to run its first instruction."""
     host = Host(lambda bdf: controller(bdf, limits=limits, **wishes))
     memory = GuestMemory(host.kernel, [(0, RAM)])
-    with (
-        VirtualMachine(host.kernel, memory, policy=policy) as machine,
-        closing(Interpreter(memory, machine.bus)) as vcpu,
-    ):
+    with VirtualMachine(host.kernel, memory, policy=policy) as machine:
         function = machine.assign(host.open(), PLACE)
         nvme_guest.load(memory, work)
-        vcpu.write_register("rip", nvme_guest.ENTRY)
-        machine.add_vcpu(lambda _memory, _bus: vcpu)
+        machine.add_vcpu(Interpreter).write_register("rip", nvme_guest.ENTRY)
         model = host.functions[0]
         assert isinstance(model, NvmeFunction)
         yield Guest(machine, function, model, host, Tracer(machine))

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -181,13 +181,12 @@ def boot(plan: Plan, host: PlanHost, job: Job) -> Iterator[MeasuredMachine]:
     except BaseException:
         device.close()
         raise
-    with machine, closing(Interpreter(memory, machine.bus)) as vcpu:
+    with machine:
         machine.assign(device, GUEST_ADDRESS)
         if not plan.policy.translate:
             host.switch_iommu_off()
         nvme_guest.load(memory, job)
-        vcpu.write_register("rip", nvme_guest.ENTRY)
-        machine.add_vcpu(lambda _memory, _bus: vcpu)
+        machine.add_vcpu(Interpreter).write_register("rip", nvme_guest.ENTRY)
         yield machine
 
 
