@@ -140,6 +140,10 @@ def test_general_protection_pushes_its_code(text: str, code: int) -> None:
         ("mov [rbx], rax", 2),
         ("jmp rbx", 0),  # NXE is off: a fetch is not told apart
         ("push qword ptr [rbx]", 0),
+        ("add [rbx], rax", 2),
+        ("lock xadd [rbx], rax", 2),
+        ("shl qword ptr [rbx], 3", 2),
+        ("cmp [rbx], rax", 0),
     ],
 )
 def test_a_page_fault_has_code_and_address(text: str, code: int) -> None:

@@ -17,16 +17,18 @@ from vfiokit.vmm.exit import Exit, ExitReason
 from vfiokit.vmm.kvm_registers import Registers
 from vfiokit.vmm.vcpu import Bus
 
-_SECONDS_PER_INSTRUCTION: Final = 1e-6
-_SHORTEST: Final = 0.005
-"""Seconds; the clock of processor time is not finer."""
+_MICROSECONDS_A_LOOK: Final = 5_000
+"""Between two looks at the clock."""
+_SIGNAL: Final = signal.SIGRTMIN + 6
+_NEVER: Final = 1 << 62
 
 
 class KvmVcpu:
     """A processor that the hardware runs.
 
     KVM counts no instructions: ``instructions`` is 0, and a budget is a time, one microsecond for
-    each instruction, at least 5 ms; it is kept in the main thread only, by SIGPROF. Hypercalls and
+    each instruction, kept to 5 ms by a signal (``SIGRTMIN+6``) whose handler the main thread has to
+    install: the first :meth:`run` there does. Hypercalls and
     CPUID are answered by the kernel and are no exits. Interrupts are injected where the kernel has
     no interrupt controller; where it has (``irqchip``), use irqfds and messages, and HLT waits in
     the kernel.
@@ -42,6 +44,7 @@ class KvmVcpu:
         self._bus = bus
         self._irqchip = irqchip
         self._registers = Registers(kernel, fd)
+        self._alarm = _Alarm()
         self._pending: set[int] = set()
         self._waiting: Exit | None = None
         self._answer: Callable[[int], None] | None = None
@@ -54,7 +57,8 @@ class KvmVcpu:
         self._registers.write("rip", 0)
 
     def close(self) -> None:
-        """Unmap the shared page. Idempotent."""
+        """Unmap the shared page, end the clock. Idempotent."""
+        self._alarm.close()
         self._run.close()
 
     # -- the protocol ---------------------------------------------------------------------------
@@ -137,7 +141,8 @@ class KvmVcpu:
             return Exit(ExitReason.FAIL_ENTRY, detail=f"KVM refuses the registers: {error}")
         if budget <= 0:
             return Exit(ExitReason.INTR)
-        alarm = _Alarm(max(budget * _SECONDS_PER_INSTRUCTION, _SHORTEST), idle=self._irqchip)
+        alarm = self._alarm
+        alarm.start(budget)
         try:
             while True:
                 found = self._run_once()
@@ -146,7 +151,7 @@ class KvmVcpu:
                 if alarm.rang:
                     return Exit(ExitReason.INTR)
         finally:
-            alarm.stop()
+            alarm.looks = _NEVER
 
     def _leave(self, leaving: Exit, answer: Callable[[int], None] | None) -> Exit:
         if answer is not None:
@@ -219,7 +224,7 @@ class KvmVcpu:
             value = run.read64(kvm.KVM_RUN_mmio_data) & mask
             if self._bus.write(gpa, width, value):
                 return None
-            return Exit(ExitReason.MMIO, gpa, width, write=True, value=value), None
+            return Exit(ExitReason.MMIO, gpa, width, True, value), None
 
         def answer(value: int) -> None:
             run.write64(kvm.KVM_RUN_mmio_data, value & mask)
@@ -274,39 +279,50 @@ class KvmVcpu:
 
 
 class _Alarm:
-    """Ends KVM_RUN after a time, by a signal to the main thread; in others it never rings.
+    """Ends KVM_RUN after a time: a thread looks at the clock and signals the one that runs.
 
-    Processor time serves as the clock, so that no other user of SIGALRM is disturbed; a processor
-    that may sleep in the kernel (``idle``) uses none and gets a thread with a clock.
+    Nothing is armed for a single run, which would cost as much as an exit. The signal's handler
+    does nothing; it can only be installed from the main thread, and without it no alarm rings.
     """
 
-    def __init__(self, seconds: float, *, idle: bool) -> None:
+    def __init__(self) -> None:
+        self.looks = _NEVER
+        """Looks at the clock until it rings."""
         self.rang = False
-        self._thread: threading.Timer | None = None
-        self._armed = threading.current_thread() is threading.main_thread()
-        if not self._armed:
-            return
-        self._before = signal.signal(signal.SIGPROF, self._ring)
-        if idle:
-            target = threading.main_thread().ident
-            assert target is not None
-            self._thread = threading.Timer(seconds, signal.pthread_kill, (target, signal.SIGPROF))
-            self._thread.daemon = True
-            self._thread.start()
-        else:
-            signal.setitimer(signal.ITIMER_PROF, seconds)
+        self._target = 0
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def _ring(self, number: int, frame: object) -> None:
-        del number, frame
-        self.rang = True
+    def start(self, budget: int) -> None:
+        """Let it ring after ``budget`` microseconds for the calling thread."""
+        if self._thread is None:
+            self._begin()
+        self.rang = False
+        self._target = threading.get_ident()
+        self.looks = budget // _MICROSECONDS_A_LOOK
 
-    def stop(self) -> None:
-        """Take everything back."""
-        if not self._armed:
-            return
+    def _begin(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(_SIGNAL, _nothing)
+        self._thread = threading.Thread(target=self._watch, name="vcpu alarm", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_MICROSECONDS_A_LOOK / 1e6):
+            self.looks -= 1
+            # Again at every look: a signal that comes just before KVM_RUN is lost.
+            if self.looks < 0 and signal.getsignal(_SIGNAL) is _nothing:
+                self.rang = True
+                signal.pthread_kill(self._target, _SIGNAL)
+
+    def close(self) -> None:
+        """End the thread."""
+        self.looks = _NEVER
+        self._closed.set()
         if self._thread is not None:
-            self._thread.cancel()
             self._thread.join()
-        else:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, self._before)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A signal that only interrupts a system call."""
+    del number, frame

@@ -576,6 +576,11 @@ def shows_flags(instruction: Any) -> bool:  # noqa: ANN401
     return is_system_move(instruction)
 
 
+def modifies_memory(instruction: Any) -> bool:  # noqa: ANN401
+    """Whether an instruction loads its first operand from memory and stores it again."""
+    return instruction.mnemonic in _MODIFYING and instruction.op_kind(0) == OpKind.MEMORY
+
+
 def is_system_move(instruction: Any) -> bool:  # noqa: ANN401
     """Whether a MOV is from or to a segment, control or debug register."""
     return instruction.mnemonic == Mnemonic.MOV and any(
@@ -585,4 +590,36 @@ def is_system_move(instruction: Any) -> bool:  # noqa: ANN401
     )
 
 
+_MODIFYING: Final = frozenset(
+    getattr(Mnemonic, name)
+    for name in (
+        "ADD",
+        "ADC",
+        "SUB",
+        "SBB",
+        "AND",
+        "OR",
+        "XOR",
+        "INC",
+        "DEC",
+        "NEG",
+        "NOT",
+        "XADD",
+        "CMPXCHG",
+        "XCHG",
+        "SHL",
+        "SAL",
+        "SHR",
+        "SAR",
+        "ROL",
+        "ROR",
+        "RCL",
+        "RCR",
+        "SHLD",
+        "SHRD",
+        "BTS",
+        "BTR",
+        "BTC",
+    )
+)
 _SILENT: Final = _WHOLE | _ALL_BUT_CARRY | _SHIFTS | _NEUTRAL

@@ -154,6 +154,7 @@ class Interpreter:
             )
         self._mmu.check_second_stage()
         self._mmu.drop_changed_code()
+        core.touched = False
         core.attention = True
         core.budget = self._left = budget
         try:

@@ -162,6 +162,16 @@ class Mmu:
         """A load by the last instruction of a block, which may reach a device."""
         return self._load(linear, width, last=True)
 
+    def load_modify(self, linear: int, width: int) -> int:
+        """As :meth:`load`, for what is stored there again: a page fault is one of a store."""
+        self.physical(linear, paging.WRITE)
+        return self._load(linear, width, last=False)
+
+    def load_modify_last(self, linear: int, width: int) -> int:
+        """As :meth:`load_last`, for what is stored there again."""
+        self.physical(linear, paging.WRITE)
+        return self._load(linear, width, last=True)
+
     def _load(self, linear: int, width: int, *, last: bool) -> int:
         offset = linear & 4095
         if offset + width > 4096:
@@ -191,10 +201,11 @@ class Mmu:
 
     def _device_load(self, gpa: int, width: int) -> int:
         core = self.core
-        core.attention = core.touched = True
+        core.attention = True
         if core.replay:
             value: int | None = core.replay.pop(0)
         else:
+            core.touched = True
             value = self.bus.read(gpa, width)
         if value is None:
             raise Trap(Exit(ExitReason.MMIO, gpa, width), answered=False)
@@ -254,10 +265,11 @@ class Mmu:
 
     def _device_store(self, gpa: int, width: int, value: int) -> None:
         core = self.core
-        core.attention = core.touched = True
+        core.attention = True
         if core.replay:
             core.journal.append(core.replay.pop(0))
             return
+        core.touched = True
         if not self.bus.write(gpa, width, value):
             raise Trap(Exit(ExitReason.MMIO, gpa, width, write=True, value=value), answered=True)
         core.journal.append(0)
@@ -328,7 +340,8 @@ class Mmu:
 
     def drop_changed_code(self) -> None:
         """Forget what was translated from bytes that are others now: somebody did DMA there."""
-        for page in [page for page, code in self.code.items() if code.changed()]:
+        changed = [page for page, code in self.code.items() if code.changed()]
+        for page in changed:
             self.drop_code(page)
 
     def end_block_at(self, address: int) -> None:

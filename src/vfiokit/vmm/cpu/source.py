@@ -56,7 +56,8 @@ class Source:
     """The lines of one block.
 
     ``instruction`` is the current one, ``index`` its number; ``last`` says that nothing follows
-    it, ``needed`` whether anything reads the flags (and the carry) that it sets.
+    it, ``modifies`` that what it loads it stores again, ``needed`` whether anything reads the flags
+    (and the carry) that it sets.
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -67,6 +68,7 @@ class Source:
         self.index = 0
         self.count = 0
         self.last = False
+        self.modifies = False
         self.needed = (True, True)
         self.setter: Setter | None = None
         self.start = 0
@@ -162,7 +164,7 @@ class Source:
 
     def load(self, target: str, width: int, address: str = "m") -> None:
         """Load into variable ``target`` from the linear address in variable ``address``."""
-        slow = "ldl" if self.last else "ld"
+        slow = ("ldm" if self.modifies else "ld") + ("l" if self.last else "")
         reader = READERS[width]
         page = f"(e := {reader}.get({address} >> 12)) is not None"
         if width == 1:

@@ -40,7 +40,7 @@ class Translator:
         self._mmu = mmu
         self._names: dict[str, Any] = {
             "R": core.R, "B": core.B, "c": core, "sy": system, "ss": strings,
-            "ld": mmu.load, "ldl": mmu.load_last, "st": mmu.store, "stl": mmu.store_last,
+            "ld": mmu.load, "ldl": mmu.load_last, "ldm": mmu.load_modify, "ldml": mmu.load_modify_last, "st": mmu.store, "stl": mmu.store_last,
             "carry": fl.carry, "fl_arithmetic": fl.arithmetic, "rotate": fl.rotate,
             "rotate_through_carry": fl.rotate_through_carry, "double_shift": fl.double_shift,
             "divide": divide, "divide_signed": divide_signed,
@@ -122,6 +122,7 @@ class Translator:
             source.instruction = instruction
             source.last = source.index == source.count - 1
             source.needed = needed
+            source.modifies = arithmetic.modifies_memory(instruction)
             lines.append(len(source.lines) + 1)
             _emitter(instruction)(source)
             source.index += 1
