@@ -45,6 +45,8 @@ def one_input(data: bytes) -> None:
     from vfiokit.vmm.virtio_pci import VirtioFunction
 
     class Source:
+        enabled = True
+
         def ask(self, provider: int, client: int) -> Reply:
             assert 0 <= provider < 1 << 32
             assert 0 <= client < 1 << 32

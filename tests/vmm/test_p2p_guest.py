@@ -43,8 +43,7 @@ from vfiokit.vmm.p2p_guest import (
     run,
     write_parameters,
 )
-from vfiokit.vmm.virtio_p2p import VirtioP2p
-from vfiokit.vmm.virtio_pci import VirtioFunction
+from vfiokit.vmm.virtio_p2p import plug
 
 INTEL = Cpu("GenuineIntel", 6, 0x55)
 ZEN = Cpu("AuthenticAMD", 0x19, 1)
@@ -274,8 +273,7 @@ def test_virtio_driver_in_the_guest_gets_its_answers(flat_guest):
     source = DevicePeers(assembly.kernel, vm.pci)
     for name in "abe":
         source.assign(functions[name], devices[name])
-    made = VirtioFunction(Bdf(0, 0, 0x10, 0), vm.memory, VirtioP2p(source))
-    vm.pci.add(made)
+    made = plug(vm, source, 0x10)
     made.config.write(0x10, 4, 0xF000_0000)
     made.config.write(0x14, 4, 0xF001_0000)
     # More questions than the queue has entries.
@@ -296,6 +294,26 @@ def test_virtio_driver_in_the_guest_gets_its_answers(flat_guest):
     source.enabled = False
     (reply,) = run(vm, Program.VIRTIO, pairs[:1])
     assert reply.outcome is Outcome.DENIED
+
+
+def test_guest_hears_that_answers_may_have_changed(flat_guest):
+    assembly, vm, _places, functions, devices = flat_guest
+    source = DevicePeers(assembly.kernel, vm.pci)
+    made = plug(vm, source)
+    assert vm.pci.find(0, made.bdf.devfn) is made
+    generations = [made.generation]
+    source.assign(functions["a"], devices["a"])
+    generations.append(made.generation)
+    source.enabled = False
+    assert made.device.configuration()[6:8] == b"\0\0"
+    generations.append(made.generation)
+    source.enabled = True
+    source.remove(functions["a"])
+    generations.append(made.generation)
+    assert generations == [0, 1, 2, 4]
+    assert made.device.configuration()[6:12] == b"\1\0\4\0\0\0"
+    with pytest.raises(UsageError):
+        plug(vm, source, 0)
 
 
 # -- a kernel without answers

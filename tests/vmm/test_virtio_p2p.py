@@ -214,7 +214,7 @@ def test_what_it_does_not_know_it_refuses_without_asking(running, wish, outcome)
 
 
 def test_device_that_may_not_answer_says_so(running):
-    running.device.answers = False
+    running.source.enabled = False
     assert running.query(ONE, OTHER) == (Outcome.DENIED, 1, 0, 0)
     assert running.read(REGISTERS + 0x2006, 2) == 0
     assert running.source.asked == []

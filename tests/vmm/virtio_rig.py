@@ -68,6 +68,7 @@ class Source:
 
     answers: dict[tuple[int, int], Reply] = field(default_factory=dict)
     asked: list[tuple[int, int]] = field(default_factory=list)
+    enabled: bool = True
 
     def ask(self, provider: int, client: int) -> Reply:
         self.asked.append((provider, client))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -65,6 +66,11 @@ class Reply(NamedTuple):
 
 class PeerSource(Protocol):
     """Whoever answers a guest."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether this guest is told anything."""
+        ...
 
     def ask(self, provider: int, client: int) -> Reply:
         """Map type and distance of two guest addresses, as :func:`guest_address` makes them."""
@@ -208,19 +214,36 @@ class DevicePeers:
     def __init__(self, kernel: Kernel, bus: PciBus) -> None:
         self._kernel = kernel
         self._assignments = Assignments(bus)
-        self.enabled = True
-        """Whether this guest is told anything."""
+        self._enabled = True
+        self.listeners: list[Callable[[], None]] = []
+        """Called when answers given before may be wrong now."""
         self.asks_kernel = True
         """Whether the kernel has answered so far, or was not asked yet."""
         self._rule: _HostRule | None = None
 
+    @property
+    def enabled(self) -> bool:
+        """Whether this guest is told anything."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._changed()
+
     def assign(self, function: GuestFunction, device: Device) -> None:
         """``device`` is ``function`` of the guest."""
         self._assignments.add(function, device)
+        self._changed()
 
     def remove(self, function: GuestFunction) -> None:
         """``function`` left the guest."""
         self._assignments.remove(function)
+        self._changed()
+
+    def _changed(self) -> None:
+        for listener in self.listeners:
+            listener()
 
     def ask(self, provider: int, client: int) -> Reply:
         """Resolve both addresses, and ask the kernel or compute."""

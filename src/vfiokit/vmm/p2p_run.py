@@ -34,8 +34,7 @@ from vfiokit.vmm.memory import GuestMemory
 from vfiokit.vmm.p2p import HYPERCALL, MAP_TYPES, DevicePeers, Outcome, RegisteredPeers, Reply
 from vfiokit.vmm.p2p import hypercall as answer_hypercall
 from vfiokit.vmm.p2p_guest import MOST_PAIRS, RAM_SIZE, Program, run
-from vfiokit.vmm.virtio_p2p import VirtioP2p
-from vfiokit.vmm.virtio_pci import VirtioFunction
+from vfiokit.vmm.virtio_p2p import plug
 
 Pair = tuple[Bdf, Bdf]
 
@@ -220,7 +219,7 @@ class Comparison:
                 source = DevicePeers(self._kernel, vm.pci)
                 for bdf, function in made.items():
                     source.assign(function, devices[bdf])
-                vm.pci.add(VirtioFunction(_virtio_place(vm), vm.memory, VirtioP2p(source)))
+                plug(vm, source)
                 place_everything(vm.pci)
             before, spent_before, _ = self._ask(vm, plan, way.program, ())
             # With one question the program's code is translated, which is the interpreter's price.
@@ -320,12 +319,6 @@ class Comparison:
             set_ = sum(bool(redirect(self._host[bdf])) for bdf in shown)
             yield f"ACS registers of {len(shown)} ports, {set_} of them redirecting"
             yield "ids of the host bridges"
-
-
-def _virtio_place(vm: VirtualMachine) -> Bdf:
-    """The first free device on the root bus."""
-    taken = {devfn >> 3 for devfn in vm.pci.root.functions}
-    return Bdf(0, 0, next(number for number in range(1, 32) if number not in taken), 0)
 
 
 def _parts(plan: GuestPlan) -> Counter[str]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import struct
 from enum import IntFlag
 
-from vfiokit.vmm.p2p import Outcome, PeerSource, Reply
+from vfiokit.pci.address import Bdf
+from vfiokit.vmm.machine import VirtualMachine
+from vfiokit.vmm.p2p import DevicePeers, Outcome, PeerSource, Reply
+from vfiokit.vmm.virtio_pci import VirtioFunction
 from vfiokit.vmm.virtio_queue import Chain, QueueError, SplitQueue
 
 DEVICE_TYPE = 0x3F
@@ -42,8 +45,6 @@ class VirtioP2p:
 
     def __init__(self, source: PeerSource) -> None:
         self._source = source
-        self.answers = True
-        """Whether the registers say that the host tells this guest."""
         self.generation = 0
         """Grows when answers given before may be wrong now; see :meth:`outdate`."""
         self.served = 0
@@ -51,7 +52,7 @@ class VirtioP2p:
 
     def configuration(self) -> bytes:
         """Version, sizes of request and reply, flags, generation of the answers."""
-        flags = Flag.ANSWERS if self.answers else Flag(0)
+        flags = Flag.ANSWERS if self._source.enabled else Flag(0)
         return _CONFIGURATION.pack(
             VERSION, REQUEST.size, REPLY.size, flags, self.generation & 0xFFFF_FFFF, 0
         )
@@ -79,9 +80,30 @@ class VirtioP2p:
             return Reply(Outcome.BAD_VERSION)
         if command != QUERY or flags:
             return Reply(Outcome.BAD_REQUEST)
-        if not self.answers:
+        if not self._source.enabled:
             return Reply(Outcome.DENIED)
         return self._source.ask(provider, client)
 
     def reset(self) -> None:
         """Nothing is kept between requests."""
+
+
+def plug(vm: VirtualMachine, source: DevicePeers, device: int | None = None) -> VirtioFunction:
+    """Put the device on the root bus, at ``device`` or the first that is free.
+
+    The guest is told whenever functions come or go, and when ``source`` is switched on or off.
+    Raises :class:`~vfiokit.errors.UsageError` when the place is taken.
+    """
+    if device is None:
+        taken = {devfn >> 3 for devfn in vm.pci.root.functions}
+        device = next(number for number in range(32) if number not in taken)
+    model = VirtioP2p(source)
+    function = VirtioFunction(Bdf(0, 0, device, 0), vm.memory, model, name="virtio-p2p")
+
+    def changed() -> None:
+        model.outdate()
+        function.configuration_changed()
+
+    vm.pci.add(function)
+    source.listeners.append(changed)
+    return function
