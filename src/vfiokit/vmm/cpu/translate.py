@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from iced_x86 import Decoder, Mnemonic, OpKind, RegisterExt
 
-from vfiokit.vmm.cpu import arithmetic, flow
+from vfiokit.vmm.cpu import arithmetic, flow, traits
 from vfiokit.vmm.cpu import flags as fl
 from vfiokit.vmm.cpu.block import Block
 from vfiokit.vmm.cpu.core import Core
@@ -40,7 +40,9 @@ class Translator:
         self._mmu = mmu
         self._names: dict[str, Any] = {
             "R": core.R, "B": core.B, "c": core, "sy": system, "ss": strings,
-            "ld": mmu.load, "ldl": mmu.load_last, "ldm": mmu.load_modify, "ldml": mmu.load_modify_last, "st": mmu.store, "stl": mmu.store_last,
+            "ld": mmu.load, "ldl": mmu.load_last,
+            "ldm": mmu.load_modify, "ldml": mmu.load_modify_last,
+            "st": mmu.store, "stl": mmu.store_last,
             "carry": fl.carry, "fl_arithmetic": fl.arithmetic, "rotate": fl.rotate,
             "rotate_through_carry": fl.rotate_through_carry, "double_shift": fl.double_shift,
             "divide": divide, "divide_signed": divide_signed,
@@ -122,7 +124,7 @@ class Translator:
             source.instruction = instruction
             source.last = source.index == source.count - 1
             source.needed = needed
-            source.modifies = arithmetic.modifies_memory(instruction)
+            source.modifies = traits.modifies_memory(instruction)
             lines.append(len(source.lines) + 1)
             _emitter(instruction)(source)
             source.index += 1
@@ -158,7 +160,7 @@ def _ends(instruction: Any) -> bool:  # noqa: ANN401
         return not RegisterExt.is_gpr(instruction.op_register(0))
     if mnemonic in flow.EMITTERS or mnemonic not in arithmetic.EMITTERS:
         return True
-    return mnemonic == Mnemonic.MOV and arithmetic.is_system_move(instruction)
+    return mnemonic == Mnemonic.MOV and traits.is_system_move(instruction)
 
 
 _IN_A_ROW: Final = frozenset(
@@ -185,9 +187,9 @@ def _needs(instructions: list[Any]) -> list[tuple[bool, bool]]:
     found = []
     for instruction in reversed(instructions):
         found.append((flags, carry))
-        if arithmetic.shows_flags(instruction):
+        if traits.shows_flags(instruction):
             flags = carry = True
         else:
-            sets_flags, sets_carry = arithmetic.overwrites(instruction)
+            sets_flags, sets_carry = traits.overwrites(instruction)
             flags, carry = flags and not sets_flags, carry and not sets_carry
     return found[::-1]
