@@ -101,7 +101,7 @@ def test_processor_decides_for_host_and_guest_alike():
     zen = Cpu("AuthenticAMD", 0x19, 1)
     comparison = on_machine("rp0(nvme:a), rp1(nvme:b)", "ab", cpu=zen)
     by_name = {way.name: way for way in WAYS}
-    for name in ("alone", "seed"):
+    for name in ("alone", "seed", "hypercall", "virtio"):
         found = comparison.run(by_name[name])
         assert {told.text() for told in found.told} == {"thru-host-bridge 4"}
         assert found.correct == 2

@@ -21,7 +21,7 @@ from vfiokit.machine.kernel import SoftwareKernel, guest_peers
 from vfiokit.machine.twin import build_twin
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.selector import select
-from vfiokit.pci.topology import Function, Topology
+from vfiokit.pci.topology import Topology
 from vfiokit.vmm.p2p_run import Comparison
 
 
@@ -33,8 +33,7 @@ def on_twin(tree: Tree, selectors: Sequence[str], *, cpu: Cpu | None = None) -> 
     topology = read_topology(tree)
     chosen = _select(topology, selectors)
     twin = build_twin(tree)
-    known = cpu or read_cpu(tree)
-    return _prepare(twin.kernel, chosen, known)
+    return _prepare(twin.kernel, chosen, cpu)
 
 
 def on_machine(text: str, selectors: Sequence[str], *, cpu: Cpu | None = None) -> Comparison:
@@ -57,16 +56,12 @@ def _select(topology: Topology, selectors: Sequence[str]) -> tuple[Bdf, ...]:
 
 
 def _prepare(kernel: SoftwareKernel, chosen: Sequence[Bdf], cpu: Cpu | None) -> Comparison:
-    guest_peers.load(kernel)
-    functions = _functions(kernel, chosen)
-    made = Comparison(kernel, read_topology(kernel.tree), functions, cpu=cpu)
+    known = read_cpu(kernel.tree) or cpu
+    guest_peers.load(kernel, cpu=known)
+    topology = read_topology(kernel.tree)
+    made = Comparison(kernel, topology, [topology[bdf] for bdf in chosen], cpu=known)
     wanted = plan(kernel.tree, chosen, include_group=True)
     forced = [blocker.id for blocker in wanted.blockers if blocker.forcible]
     with tempfile.TemporaryDirectory() as folder:
         apply(kernel, wanted, Path(folder), force=forced)
     return made
-
-
-def _functions(kernel: SoftwareKernel, chosen: Sequence[Bdf]) -> list[Function]:
-    topology = read_topology(kernel.tree)
-    return [topology[bdf] for bdf in chosen]

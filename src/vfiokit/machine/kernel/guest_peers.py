@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vfiokit.abi import vfio_p2p as abi
-from vfiokit.host.processor import read_cpu
+from vfiokit.host.processor import Cpu, read_cpu
 from vfiokit.machine.kernel.argument import Argument, fetch, store
 from vfiokit.machine.kernel.device import DeviceFile, VfioPciDevice
 from vfiokit.machine.kernel.failure import failure
@@ -37,11 +37,13 @@ NUMBERS = {
 }
 
 
-def load(kernel: SoftwareKernel) -> GuestPeers:
-    """Load the module into ``kernel``, once."""
+def load(kernel: SoftwareKernel, *, cpu: Cpu | None = None) -> GuestPeers:
+    """Load the module into ``kernel``, once. ``cpu`` is for kernels that have no
+    ``/proc/cpuinfo``.
+    """
     found = kernel.modules.get("vfio_p2p")
     if not isinstance(found, GuestPeers):
-        found = kernel.modules["vfio_p2p"] = GuestPeers(kernel)
+        found = kernel.modules["vfio_p2p"] = GuestPeers(kernel, cpu)
         kernel.files.add(abi.VFIO_P2P_NODE, DeviceNode(found.open))
         kernel.vfio_requests[abi.VFIO_DEVICE_GUEST_ADDRESS] = found.set_address
         kernel.vfio_requests[abi.VFIO_DEVICE_P2P_DISTANCE] = found.distance
@@ -51,10 +53,10 @@ def load(kernel: SoftwareKernel) -> GuestPeers:
 class GuestPeers:
     """The module's state: which device is which function of which virtual machine."""
 
-    def __init__(self, kernel: SoftwareKernel) -> None:
+    def __init__(self, kernel: SoftwareKernel, cpu: Cpu | None) -> None:
         self._file_of: Callable[[int], OpenFile] = kernel.file_of
         self._fabric = kernel.machine.fabric
-        self._cpu = read_cpu(kernel.files)
+        self._cpu = read_cpu(kernel.files) or cpu
         self._places: dict[VfioPciDevice, tuple[VirtualMachineFile, int]] = {}
 
     def open(self) -> VirtualMachineFile:
