@@ -68,7 +68,7 @@ def nvme(
             held.callback(store.close)
         buffer = _Buffer(cmb_size) if cmb_size else None
         if buffer is not None:
-            held.callback(linux.close, buffer.shared.fd)
+            held.callback(buffer.close)
         try:
             function = NvmeFunction.synthetic(
                 PLACE,
@@ -97,10 +97,17 @@ class _Buffer:
                 hint="use a multiple of 4 KiB, up to 1 GiB",
             )
         fd = linux.memory_file("vfiokit-cmb", size)
-        view = linux.LinuxKernel().mmap(fd, size, 0).view
+        self._pages = linux.LinuxKernel().mmap(fd, size, 0)
+        view = self._pages.view
         assert view is not None
         self.view = view
         self.shared = SharedBytes(fd, size)
+
+    def close(self) -> None:
+        """Unmap and close the file; nobody may use the device any more."""
+        linux.close(self.shared.fd)
+        with contextlib.suppress(BufferError):  # a piece is in use: then it ends with the process
+            self._pages.close()
 
 
 def _store(backing: str | Path | None, size: int | None, *, read_only: bool) -> BlockStore:
