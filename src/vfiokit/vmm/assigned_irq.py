@@ -7,6 +7,8 @@ switched to match through VFIO. Source: QEMU ``hw/vfio/pci.c`` (``vfio_msix_vect
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -82,9 +84,10 @@ class AssignedInterrupts:
         """Take the pin's interrupts, as long as the guest asked for no messages."""
         if self.mode is not Mode.NONE or not self._device.intx.count or self._host is None:
             return
-        (vector,) = self._device.intx.enable()
-        self.mode = Mode.INTX
-        self._watch(vector, self._pin_raised)
+        with self._noting():
+            (vector,) = self._device.intx.enable()
+            self.mode = Mode.INTX
+            self._watch(vector, self._pin_raised)
 
     def stop(self) -> None:
         """Take no interrupts at all."""
@@ -93,12 +96,13 @@ class AssignedInterrupts:
         mode, self.mode = self.mode, Mode.NONE
         if self._device.closed:
             return
-        if mode is Mode.INTX:
-            self._device.intx.disable()
-        elif mode is Mode.MSI:
-            self._device.msi.disable()
-        elif mode is Mode.MSIX:
-            self._device.msix.disable()
+        with self._noting():
+            if mode is Mode.INTX:
+                self._device.intx.disable()
+            elif mode is Mode.MSI:
+                self._device.msi.disable()
+            elif mode is Mode.MSIX:
+                self._device.msix.disable()
 
     def reset(self) -> None:
         """As after power-on: no messages."""
@@ -110,7 +114,15 @@ class AssignedInterrupts:
         if self.msi is not None:
             self.msi.reset()
 
-    def _watch(self, vector: Vector, action: partial[None] | Any) -> None:  # noqa: ANN401
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """What the guest does must not end the machine: a refusal of the host is noted."""
+        try:
+            yield
+        except KernelError as error:
+            self.failures.append(str(error))
+
+    def _watch(self, vector: Vector, action: Callable[[], None]) -> None:
         fd = vector.fileno()
         self._watched[fd] = vector
 
@@ -183,17 +195,15 @@ class AssignedInterrupts:
             if active.poll() and self.msix is not None:
                 self.msix.fire(number)
         self._forget_watches()
-        msix.disable()
+        with self._noting():
+            msix.disable()
         self._enable_vectors(0, highest + 1)
 
     def _enable_vectors(self, start: int, count: int) -> None:
-        try:
+        with self._noting():
             made = self._device.msix.enable(count, start=start)
-        except KernelError as error:
-            self.failures.append(str(error))
-            return
-        for number, vector in enumerate(made, start):
-            self._watch(vector, partial(self._msix_raised, number))
+            for number, vector in enumerate(made, start):
+                self._watch(vector, partial(self._msix_raised, number))
 
     def _route(self, number: int) -> None:
         """Let the eventfd of an unmasked vector pass the machine by, where something can."""
@@ -247,13 +257,10 @@ class AssignedInterrupts:
             return  # a function that enables both is in error; MSI-X stays
         self.stop()
         self.mode = Mode.MSI
-        try:
+        with self._noting():
             made = self._device.msi.enable(min(self.msi.count, self._device.msi.count))
-        except KernelError as error:
-            self.failures.append(str(error))
-            return
-        for number, vector in enumerate(made):
-            self._watch(vector, partial(self.msi.fire, number))
+            for number, vector in enumerate(made):
+                self._watch(vector, partial(self.msi.fire, number))
 
     # -- the pin ------------------------------------------------------------------------------
 
@@ -272,7 +279,8 @@ class AssignedInterrupts:
             return
         self._lower()
         if not self._device.closed:
-            self._device.intx.unmask()
+            with self._noting():
+                self._device.intx.unmask()
 
     def _lower(self) -> None:
         if self.asserted:

@@ -24,6 +24,7 @@ from vfiokit.vmm.assigned import AssignedFunction
 from vfiokit.vmm.bus import UNCLAIMED, GuestBus
 from vfiokit.vmm.bypass import Bypass
 from vfiokit.vmm.chipset import HostBridge, IsaBridge
+from vfiokit.vmm.cpuid import cpuid
 from vfiokit.vmm.exit import Exit, ExitReason
 from vfiokit.vmm.guest_function import GuestFunction, Placed
 from vfiokit.vmm.hotplug import (
@@ -426,7 +427,8 @@ class VirtualMachine:
             self._write_msr(exit_.address, exit_.value)
         elif reason is ExitReason.CPUID:
             self.exits["cpuid"] += 1
-            vcpu.complete(0, 0, 0, 0)
+            count = len(self._processors)
+            vcpu.complete(*cpuid(exit_.address, self.irqchip.current, count))
         elif reason is ExitReason.HYPERCALL:
             self.exits["hypercall"] += 1
             vcpu.complete(self._hypercall(vcpu, exit_))
