@@ -716,3 +716,88 @@ def test_two_clients_at_a_time_wait_for_each_other() -> None:
         "gone",
         "gone",
     ]
+
+
+# -- a register whose value lies in the client's memory -----------------------------------------
+
+
+class Reader(Plain):
+    """Offset 0x300 reads the client's memory at 0x10000."""
+
+    def region_read(self, region: int, offset: int, length: int) -> bytes:
+        if offset != 0x300:
+            return super().region_read(region, offset, length)
+        assert self.host is not None
+        return self.host.dma_read(0x10000, length)
+
+
+def start_read(raw: Peer) -> Message:
+    raw.ask(Command.DMA_MAP, DmaMap(0x10000, 8192).pack())
+    raw.ask(Command.REGION_READ, RegionAccess(0, 0, 4).pack())  # alone, and so the short way
+    raw.send(Command.REGION_READ, RegionAccess(0x300, 0, 4).pack())
+    return (raw.twin or raw.link).receive()
+
+
+@pytest.mark.parametrize("offer", [SHARED, TWIN], ids=["one stream", "twin socket"])
+def test_a_read_that_needs_the_client_is_answered_in_turn(offer: Capabilities) -> None:
+    with peer(Server(Reader()), offer) as raw:
+        asked = start_read(raw)
+        behind = raw.send(Command.DEVICE_GET_INFO, KINDS[Command.DEVICE_GET_INFO])
+        (raw.twin or raw.link).send(wire.reply(asked, DmaAccess(0x10000, 4, b"live").pack()))
+        first, second = raw.link.receive(), raw.link.receive()
+        assert first.payload[16:] == b"live"
+        assert (second.id, second.is_error) == (behind, False)
+
+
+@pytest.mark.parametrize("offer", [SHARED, TWIN], ids=["one stream", "twin socket"])
+@pytest.mark.parametrize("how", ["silence", "a wrong answer", "half an answer"])
+def test_a_read_whose_client_fails_ends_the_connection(offer: Capabilities, how: str) -> None:
+    server = Server(Reader(), dma_timeout=0.2 if how == "silence" else 5.0)
+    with serving_thread(server) as (sock, ended):
+        raw = Peer(sock, offer=offer)
+        asked = start_read(raw)
+        link = raw.twin or raw.link
+        if how == "a wrong answer":
+            link.send(wire.reply(asked, DmaAccess(0x20000, 4, b"live").pack()))
+        elif how == "half an answer":
+            link._sock.send(wire.reply(asked, DmaAccess(0x10000, 4, b"live").pack()).pack()[:20])
+            link._sock.shutdown(socket.SHUT_WR)
+        ends(raw)
+        raw.close()
+    assert "no answer to a DMA read" in ended.why
+    is_served(server)
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def test_mappings_beyond_the_limit_are_refused_until_one_goes() -> None:
+    limits = Capabilities(max_msg_fds=16, max_dma_maps=3)
+    with peer(Server(Plain(), limits=limits)) as raw:
+        answers = [raw.ask(Command.DMA_MAP, DmaMap(at << 12, 4096).pack()).errno for at in range(4)]
+        assert answers == [0, 0, 0, errno.ENOSPC]
+        assert raw.ask(Command.DMA_MAP, DmaMap(0, 4096).pack()).errno == 0  # the same again
+        assert raw.ask(Command.DMA_UNMAP, DmaUnmap(0, 4096).pack()).errno == 0
+        assert raw.ask(Command.DMA_MAP, DmaMap(3 << 12, 4096).pack()).errno == 0
+
+
+def test_a_transfer_beyond_the_limit_is_refused() -> None:
+    limits = Capabilities(max_msg_fds=16, max_data_xfer_size=64)
+    with peer(Server(Plain(), limits=limits)) as raw:
+        assert raw.ask(Command.REGION_READ, RegionAccess(0, 0, 64).pack()).errno == 0
+        assert raw.ask(Command.REGION_READ, RegionAccess(0, 0, 65).pack()).errno == errno.EINVAL
+        body = RegionAccess(0, 0, 65, bytes(65)).pack()
+        assert raw.ask(Command.REGION_WRITE, body).errno == errno.EINVAL
+        assert raw.ask(Command.MIG_DATA_READ, MigrationData(65).pack()).errno == errno.EINVAL
+
+
+def test_a_device_that_asks_for_everything_gets_a_fault() -> None:
+    class Greedy(Plain):
+        def region_write(self, region: int, offset: int, data: bytes) -> None:
+            assert self.host is not None
+            self.host.dma_read(0, int.from_bytes(data, "little"))
+
+    with peer(Server(Greedy())) as raw:
+        raw.ask(Command.DMA_MAP, DmaMap(0, 1 << 63).pack())
+        body = RegionAccess(0, 0, 8, struct.pack("<Q", 1 << 62)).pack()
+        assert raw.ask(Command.REGION_WRITE, body).errno == errno.E2BIG
