@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from vfiokit.abi import vfio as abi
 from vfiokit.abi import vfio_user as user_abi
@@ -316,6 +316,16 @@ def _runs(fds: list[int]) -> list[tuple[int, list[int]]]:
     return found
 
 
+class _View(NamedTuple):
+    """A mapping as the server's own requests need it."""
+
+    length: int
+    flags: int
+    memory: SharedMemory
+    offset: int
+    """Where it starts in the memory."""
+
+
 class SocketSpace(MappedSpace):
     """The addresses of a device on a socket: whatever this client maps."""
 
@@ -324,7 +334,8 @@ class SocketSpace(MappedSpace):
         self._socket = kernel
         page = kernel.client.agreed.pgsizes
         self._renew_allocator(_RANGES, page & -page or kernel.page_size)
-        self._views: dict[int, tuple[int, int, SharedMemory, int]] = {}
+        self._views: dict[int, _View] = {}
+        self._view_starts: list[int] = []
         kernel.client.memory = self
 
     @property
@@ -347,31 +358,31 @@ class SocketSpace(MappedSpace):
             self._socket.client.dma_map(DmaMap(iova, length, flags, offset), fd)
         except OSError as error:
             raise kernel_error("VFIO_USER_DMA_MAP", f"IOVA {iova:#x}", error) from error
-        self._views[iova] = (length, flags, memory, start)
+        self._add_view(iova, _View(length, flags, memory, start))
         return iova
 
     def unmap(self, iova: int, length: int) -> None:
         """Take one mapping back, as a whole."""
         if self._socket.client.closed:  # the server dropped it with the connection
-            self._views.pop(iova, None)
+            self._drop_view(iova)
             return
         try:
             self._socket.client.dma_unmap(DmaUnmap(iova, length))
         except OSError as error:
             raise kernel_error("VFIO_USER_DMA_UNMAP", f"IOVA {iova:#x}", error) from error
-        self._views.pop(iova, None)
+        self._drop_view(iova)
         self._forget(iova)
 
     def unmap_all(self) -> None:
         """Take every mapping back."""
         self._socket.client.dma_unmap(DmaUnmap(0, 0, user_abi.VFIO_DMA_UNMAP_FLAG_ALL))
-        self._views.clear()
+        self._views, self._view_starts = {}, []
         for iova in list(self._mappings):
             self._forget(iova)
 
     def drop(self) -> None:
         """The connection ended: note that every mapping is gone."""
-        self._views.clear()
+        self._views, self._view_starts = {}, []
         self._drop_mappings()
 
     # -- the server's own requests ------------------------------------------------------------
@@ -393,20 +404,30 @@ class SocketSpace(MappedSpace):
     def _pieces(self, iova: int, length: int, need: int) -> list[memoryview]:
         found = []
         at, left = iova, length
-        views = dict(self._views)
+        # Requests come in a thread of their own, while mappings come and go in another.
+        starts, views = self._view_starts, self._views
         while left:
-            start = max((each for each in views if each <= at), default=-1)
-            size, flags, memory, offset = views.get(start, (0, 0, None, 0))
-            if memory is None or at >= start + size:
+            index = bisect_right(starts, at) - 1
+            start = starts[index] if index >= 0 else 0
+            view = views.get(start)
+            if view is None or not start <= at < start + view.length:
                 raise OSError(errno.EFAULT, f"nothing is mapped at {at:#x}")
-            if not flags & need:
+            if not view.flags & need:
                 raise OSError(errno.EPERM, f"the mapping at {start:#x} forbids it")
-            taken = min(left, start + size - at)
-            begin = offset + at - start
-            found.append(memory.view[begin : begin + taken])
+            taken = min(left, start + view.length - at)
+            begin = view.offset + at - start
+            found.append(view.memory.view[begin : begin + taken])
             at += taken
             left -= taken
         return found
+
+    def _add_view(self, iova: int, view: _View) -> None:
+        self._views[iova] = view
+        insort(self._view_starts, iova)
+
+    def _drop_view(self, iova: int) -> None:
+        if self._views.pop(iova, None) is not None:
+            del self._view_starts[bisect_left(self._view_starts, iova)]
 
 
 class SocketBackend:
