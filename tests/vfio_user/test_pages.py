@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import threading
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 from served import serving
 
+from vfiokit.kernel import linux
 from vfiokit.vfio_user.catalogue import from_file, nvme
 from vfiokit.vfio_user.client import Client
 from vfiokit.vfio_user.listen import Listener, bind
+from vfiokit.vfio_user.payload import DmaMap
 from vfiokit.vfio_user.server import Server
 from vfiokit.vfio_user.trace import Trace
 
@@ -62,3 +66,16 @@ def test_the_trace_of_an_nvme_controller_is_as_shown() -> None:
     lines = iter(seen)
     for line in shown.splitlines():
         assert line in lines, line
+
+
+def test_the_warning_of_private_memory_is_as_shown(caplog: pytest.LogCaptureFixture) -> None:
+    (shown,) = [text.strip() for text in blocks(SERVING, "text") if "private" in text]
+    fd = linux.memory_file("guest", 1 << 20)
+    with (
+        mmap.mmap(fd, 1 << 20, mmap.MAP_PRIVATE),
+        serving(Server(nvme(size=1 << 20))) as (sock, _ended),
+        Client(sock) as client,
+    ):
+        client.dma_map(DmaMap(0, 1 << 20), fd)
+    os.close(fd)
+    assert shown in [record.getMessage() for record in caplog.records]
