@@ -126,7 +126,7 @@ def _cpu(arguments: argparse.Namespace, session: Session) -> Cpu | None:
 def _chosen(arguments: argparse.Namespace, peers: Peers) -> tuple[tuple[Bdf, ...], tuple[Bdf, ...]]:
     """Providers and clients, by arguments or by kind."""
     from vfiokit.p2p.selection import usual
-    from vfiokit.pci.selector import select, select_one
+    from vfiokit.pci.selector import select
 
     topology = peers.topology
     if arguments.device:
@@ -139,7 +139,13 @@ def _chosen(arguments: argparse.Namespace, peers: Peers) -> tuple[tuple[Bdf, ...
             )
         first, *rest = arguments.device
         clients = [each.bdf for text in rest for each in select(topology, text)]
-        return (select_one(topology, first).bdf,), tuple(dict.fromkeys(clients))
+        named = select(topology, first)
+        if len(named) > 1:
+            raise UsageError(
+                f"the provider is one function, and {first!r} names {len(named)} functions",
+                hint=f"'vfiokit p2p --from {first} --to {','.join(rest)}' shows all of them",
+            )
+        return (named[0].bdf,), tuple(dict.fromkeys(clients))
     sides = []
     for text in (arguments.providers, arguments.clients):
         chosen = usual(topology) if text is None else _selected(topology, text)
