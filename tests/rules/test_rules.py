@@ -133,6 +133,15 @@ def _imports(path: Path) -> set[str]:
     return found & KNOWN.keys()
 
 
+def test_no_two_test_modules_share_a_name() -> None:
+    # pytest imports them by their base name, so that the second would be an error.
+    folders: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.name not in ("__init__.py", "conftest.py") and "conformance" not in path.parts:
+            folders.setdefault(path.name, []).append(str(path.parent.relative_to(ROOT)))
+    assert {name: found for name, found in folders.items() if len(found) > 1} == {}
+
+
 def test_there_is_no_import_cycle() -> None:
     graph = {name: _imports(path) - {name} for name, path in KNOWN.items()}
     done: set[str] = set()
