@@ -8,7 +8,9 @@ from guest_rig import ScriptedVcpu, load, port_in, port_out, store
 
 from vfiokit.errors import UsageError
 from vfiokit.machine.build import MsixLayout
+from vfiokit.machine.txn import DmaError
 from vfiokit.pci.address import Bdf
+from vfiokit.vfio import open_address_space
 from vfiokit.vmm.chipset import FIRST_PIRQ_GSI
 from vfiokit.vmm.firmware import place_everything
 from vfiokit.vmm.hotplug import EVENT_PORT, HOTPLUG_PORT, SCI, Kind
@@ -197,3 +199,22 @@ def test_closing_gives_everything_back(host) -> None:
             vm.assign(host.open(), "0000:00:05.0")
             place_everything(vm.pci)
         assert host.machine.memory.allocated == before
+
+
+@pytest.mark.parametrize("backend", ["group", "cdev"])
+def test_device_that_leaves_takes_no_memory_from_one_that_shares_its_space(backend) -> None:
+    host = Host(Registers, Registers)
+    bdfs = [function.bdf for function in host.functions]
+    space = open_address_space(host.kernel, *bdfs, backend=backend)
+    memory = GuestMemory.of_size(host.kernel, 1 << 20)
+    memory.write(0x4000, b"for both")
+    with space, VirtualMachine(host.kernel, memory) as vm:
+        functions = [
+            vm.assign(host.open(number, address_space=space), Bdf(0, 0, 4 + number, 0))
+            for number in range(2)
+        ]
+        place_everything(vm.pci)
+        vm.unplug(functions[0], consent=False)
+        assert host.functions[1].dma.read(0x4000, 8) == b"for both"
+        with pytest.raises(DmaError):
+            host.functions[0].dma.read(0x4000, 8)

@@ -150,6 +150,15 @@ def test_pin_in_service_is_saved_with_its_level() -> None:
         assert cpu.taken == [0x70, 0x70]
 
 
+@pytest.mark.parametrize("backend", ["group", "cdev"])
+def test_guest_reads_its_drive_by_either_interface_of_the_kernel(backend) -> None:
+    host = twin_drive()
+    with boot(host.open(backend=backend), host.kernel) as vm:
+        finish(vm)
+        check(vm)
+        assert host.machine.iommus[0].faults.total == 0
+
+
 # --- whole: another machine with another device ---
 
 
