@@ -43,6 +43,8 @@ class Mmu:
         self.ept = ept
         self.readers: dict[int, dict[int, memoryview]] = {width: {} for width in _FORMAT}
         self.writers: dict[int, dict[int, memoryview]] = {width: {} for width in _FORMAT}
+        self._pages: dict[int, int] = {}
+        """Linear page and kind of access, packed → guest-physical page."""
         self.fast: dict[int, Block] = {}
         """Instruction pointer → block, under the present translation and mode."""
         self.blocks: dict[tuple[object, ...], Block] = {}
@@ -59,12 +61,15 @@ class Mmu:
         """Forget all translations: CR3 was written, or rights changed."""
         for each in (*self.readers.values(), *self.writers.values()):
             each.clear()
+        self._pages.clear()
         self.fast.clear()
 
     def flush_page(self, linear: int) -> None:
         """Forget the translation of one page (INVLPG)."""
         for each in (*self.readers.values(), *self.writers.values()):
             each.pop(linear >> 12, None)
+        for access in range(32):
+            self._pages.pop(linear >> 12 << 5 | access, None)
         self.fast.clear()
 
     def check_second_stage(self) -> None:
@@ -73,27 +78,29 @@ class Mmu:
             self._generation = self.ept.generation
             self.flush()
 
-    def tables(self) -> paging.PageTables | None:
-        """The format in use; ``None`` without paging."""
-        core = self.core
-        if not core.cr0 & cr.CR0_PG:
-            return None
-        if core.long_mode:
-            return paging.FIVE_LEVEL if core.cr4 & cr.CR4_LA57 else paging.FOUR_LEVEL
-        return paging.PAE if core.cr4 & cr.CR4_PAE else paging.TWO_LEVEL
-
     def physical(self, linear: int, access: int) -> int:
         """Guest-physical address; raises :class:`Fault`."""
         core = self.core
-        tables = self.tables()
-        if tables is None:
+        if not core.cr0 & cr.CR0_PG:
             return linear & 0xFFFF_FFFF
+        if core.cpl == 3:
+            access |= paging.FAULT_USER
+        key = linear >> 12 << 5 | access
+        page = self._pages.get(key)
+        if page is None:
+            page = self._pages[key] = self._walk(linear, access) & -4096
+        return page | linear & 4095
+
+    def _walk(self, linear: int, access: int) -> int:
+        core = self.core
+        tables = paging.TWO_LEVEL
+        if core.cr4 & cr.CR4_PAE:
+            tables = paging.PAE
         if core.long_mode:
+            tables = paging.FIVE_LEVEL if core.cr4 & cr.CR4_LA57 else paging.FOUR_LEVEL
             width = 57 if tables is paging.FIVE_LEVEL else 48
             if (linear >> width - 1) + 1 & (1 << 65 - width) - 2:
                 raise Fault(GP)
-        if core.cpl == 3:
-            access |= paging.FAULT_USER
         rights = paging.Rights(
             bool(core.cr0 & cr.CR0_WP),
             bool(core.efer & cr.EFER_NXE),
