@@ -1,6 +1,6 @@
 # Each target does its own set-up in .venv and says what it did.
 PY := .venv/bin/python
-PATHS := src tests tools benchmarks
+PATHS := src tests tools benchmarks examples
 
 .PHONY: help demo test check format lint types layers fast bench abi fuzz coverage clean
 
