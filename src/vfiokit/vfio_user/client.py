@@ -15,9 +15,9 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, TypeVar
 
 from vfiokit.errors import DeviceTimeoutError, KernelError, ProtocolError, UsageError
 from vfiokit.vfio_user import wire
@@ -49,6 +49,7 @@ from vfiokit.vfio_user.session import (
 )
 from vfiokit.vfio_user.wire import HEADER, Command, Message
 
+Value = TypeVar("Value")
 OFFER: Final = Capabilities(max_msg_fds=16, twin_socket=True, write_multiple=True)
 """What a client accepts unless told otherwise."""
 _ACCESS: Final = struct.Struct("<HHIIIQII")
@@ -222,6 +223,12 @@ class Client:
         self._raise_error(message)
         return message
 
+    def ask(self, command: Command, payload: bytes = b"") -> bytes:
+        """Send a command and wait for its reply's payload; descriptors with it are nobody's."""
+        message = self.request(command, payload)
+        close_all(message.fds)
+        return message.payload
+
     def order(self, command: Command, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         """Send a command whose good reply is a header and no more, and wait for it."""
         with self._lock:
@@ -237,6 +244,7 @@ class Client:
                 self.close()
                 raise
         self._raise_error(message)
+        close_all(message.fds)
 
     def post(self, command: Command, payload: bytes = b"") -> None:
         """Send a command without a reply; it goes out with the next that wants one, or at
@@ -277,7 +285,11 @@ class Client:
         while True:
             message = self._link.receive()
             if message.is_reply:
-                check_reply(message, number, command)
+                try:
+                    check_reply(message, number, command)
+                except ProtocolError:
+                    close_all(message.fds)
+                    raise
                 return message
             self._link.send(self.answer(message))
 
@@ -285,6 +297,15 @@ class Client:
         if message.is_error:
             close_all(message.fds)
             raise KernelError(f"VFIO_USER_{message.name}", self.name, message.errno or errno.EIO)
+
+    @staticmethod
+    def _unpacked(unpack: Callable[[bytes], Value], message: Message) -> Value:
+        """The payload read; its descriptors are closed where it makes no sense."""
+        try:
+            return unpack(message.payload)
+        except ProtocolError:
+            close_all(message.fds)
+            raise
 
     def answer(self, message: Message) -> Message:
         """The reply to a command of the server's: its reads and writes of memory."""
@@ -310,7 +331,7 @@ class Client:
 
     def device_info(self) -> DeviceInfo:
         """Flags, how many regions, how many interrupt indices."""
-        return DeviceInfo.unpack(self.request(Command.DEVICE_GET_INFO, DeviceInfo().pack()).payload)
+        return DeviceInfo.unpack(self.ask(Command.DEVICE_GET_INFO, DeviceInfo().pack()))
 
     def region_info(self, index: int) -> tuple[RegionInfo, int]:
         """A region and the file that it can be mapped from, the caller's to close; -1 without."""
@@ -318,7 +339,7 @@ class Client:
         for _ in range(3):
             request = RegionInfo(index, argsz=room)
             message = self.request(Command.DEVICE_GET_REGION_INFO, request.pack())
-            info = RegionInfo.unpack(message.payload)
+            info = self._unpacked(RegionInfo.unpack, message)
             if info.argsz <= room:
                 close_all(message.fds[1:])
                 return info, message.fds[0] if message.fds else -1
@@ -337,7 +358,7 @@ class Client:
         for _ in range(3):
             request = RegionIoFds(index, argsz=room)
             message = self.request(Command.DEVICE_GET_REGION_IO_FDS, request.pack())
-            reply = RegionIoFds.unpack(message.payload)
+            reply = self._unpacked(RegionIoFds.unpack, message)
             if reply.argsz <= room:
                 return reply, message.fds
             close_all(message.fds)
@@ -351,9 +372,7 @@ class Client:
 
     def irq_info(self, index: int) -> IrqInfo:
         """Flags and vectors of an interrupt index."""
-        return IrqInfo.unpack(
-            self.request(Command.DEVICE_GET_IRQ_INFO, IrqInfo(index).pack()).payload
-        )
+        return IrqInfo.unpack(self.ask(Command.DEVICE_GET_IRQ_INFO, IrqInfo(index).pack()))
 
     def set_irqs(self, request: SetIrqs, fds: Sequence[int] = ()) -> None:
         """``DEVICE_SET_IRQS``; more descriptors than the server takes go in several messages."""
@@ -385,6 +404,7 @@ class Client:
                 self.close()
                 raise
         self._raise_error(message)
+        close_all(message.fds)
         return self._checked(message.payload, length)
 
     def _read_large(self, region: int, offset: int, length: int) -> bytes:
@@ -393,7 +413,7 @@ class Client:
         for at in range(0, length, most):
             count = min(most, length - at)
             request = RegionAccess(offset + at, region, count)
-            payload = self.request(Command.REGION_READ, request.pack()).payload
+            payload = self.ask(Command.REGION_READ, request.pack())
             parts.append(self._checked(payload, count))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -431,12 +451,11 @@ class Client:
             if posted:
                 self.post(Command.REGION_WRITE, payload)
             else:
-                self.request(Command.REGION_WRITE, payload)
+                self.ask(Command.REGION_WRITE, payload)
 
     def region_write_multi(self, writes: Sequence[RegionWrite]) -> int:
         """Several small writes in one message; returns how many were done."""
-        message = self.request(Command.REGION_WRITE_MULTI, pack_writes(writes))
-        return unpack_count(message.payload)
+        return unpack_count(self.ask(Command.REGION_WRITE_MULTI, pack_writes(writes)))
 
     def reset(self) -> None:
         """A function-level reset."""
@@ -444,7 +463,7 @@ class Client:
 
     def feature(self, request: Feature) -> Feature:
         """Probe, get or set a device feature."""
-        return Feature.unpack(self.request(Command.DEVICE_FEATURE, request.pack()).payload)
+        return Feature.unpack(self.ask(Command.DEVICE_FEATURE, request.pack()))
 
     def dma_map(self, request: DmaMap, fd: int = -1) -> None:
         """Give the server memory: with a descriptor directly, without one by message."""
@@ -452,11 +471,11 @@ class Client:
 
     def dma_unmap(self, request: DmaUnmap) -> None:
         """Take memory back; the server does not touch it any more once this returns."""
-        self.request(Command.DMA_UNMAP, request.pack())
+        self.ask(Command.DMA_UNMAP, request.pack())
 
     def migration_read(self, size: int) -> bytes:
         """The next bytes of the device's state; fewer than ``size`` at its end."""
-        payload = self.request(Command.MIG_DATA_READ, MigrationData(size).pack()).payload
+        payload = self.ask(Command.MIG_DATA_READ, MigrationData(size).pack())
         return MigrationData.unpack(payload, data=True).data
 
     def migration_write(self, data: bytes) -> None:
