@@ -171,6 +171,15 @@ def test_queue_that_is_set_up_wrongly_is_refused(queue, name, value):
         list(queue.pending())
 
 
+def test_chain_of_4_gib_is_refused(ram, queue, monkeypatch):
+    monkeypatch.setattr(ram, "contains", lambda _gpa, _length=1: True)
+    ram.describe(0, BUFFERS, 1 << 31, NEXT, 1)
+    ram.describe(1, BUFFERS, 1 << 31, WRITE)
+    offer(ram, 0)
+    with pytest.raises(QueueError, match="4 GiB"):
+        list(queue.pending())
+
+
 def test_state_goes_on_where_it_stopped(ram, queue):
     ram.describe(0, BUFFERS, 4, WRITE)
     offer(ram, 0, 0)

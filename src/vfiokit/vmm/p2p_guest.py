@@ -21,7 +21,6 @@ from vfiokit.vmm.machine import Stop, VirtualMachine
 from vfiokit.vmm.memory import GuestMemory
 from vfiokit.vmm.p2p import Outcome, Reply, guest_address
 from vfiokit.vmm.pci_bus import ECAM_BASE
-from vfiokit.vmm.vcpu import Vcpu
 
 RAM_SIZE: Final = 2 << 20
 """Bytes of RAM that the programs and their page tables need."""
@@ -78,6 +77,43 @@ def write_parameters(
     memory.write(_PAIRS, table)
 
 
+def start(
+    vm: VirtualMachine,
+    program: Program,
+    pairs: Sequence[tuple[Bdf, Bdf]],
+    *,
+    root_buses: Sequence[int] = (0,),
+    zen: bool = False,
+) -> None:
+    """Load ``program`` and let a new processor of the machine begin with it.
+
+    The processors of earlier programs stay halted. Raises what :func:`write_parameters` does.
+    """
+    memory = vm.memory
+    write_parameters(memory, pairs, root_buses=root_buses, zen=zen)
+    memory.write(_ENTRY, image(program))
+    ram = memory.slice(0, RAM_SIZE)
+    enter_long_mode(vm.add_vcpu(Interpreter), ram, _ENTRY, tables=_TABLES, stack=_STACK)
+
+
+def finish(vm: VirtualMachine, program: Program, count: int) -> tuple[Reply, ...]:
+    """Run to the end of ``program``; the replies to its ``count`` pairs.
+
+    Raises :class:`GuestProgramError`.
+    """
+    memory = vm.memory
+    stop = vm.run(_BUDGET)
+    if stop is not Stop.IDLE:
+        why = vm.failure or f"stopped by {stop.value}"
+        raise GuestProgramError(f"the guest program {program.value} did not finish: {why}")
+    error = memory.read_number(_PARAMETERS + 0x18, 4)
+    if error:
+        raise GuestProgramError(f"the guest program {_ERRORS.get(error, f'failed ({error})')}")
+    results = [memory.read_number(_PAIRS + 16 * index + 8, 8) for index in range(count)]
+    decode = _decode_virtio if program is Program.VIRTIO else _decode_hypercall
+    return tuple(decode(result) for result in results)
+
+
 def run(
     vm: VirtualMachine,
     program: Program,
@@ -86,28 +122,9 @@ def run(
     root_buses: Sequence[int] = (0,),
     zen: bool = False,
 ) -> tuple[Reply, ...]:
-    """Run ``program`` on a new processor of the machine; the replies, in the order of ``pairs``.
-
-    The processors of earlier runs stay halted. Raises :class:`GuestProgramError`.
-    """
-    memory, vcpu = vm.memory, vm.add_vcpu(Interpreter)
-    write_parameters(memory, pairs, root_buses=root_buses, zen=zen)
-    memory.write(_ENTRY, image(program))
-    _enter(vcpu, memory)
-    stop = vm.run(_BUDGET)
-    if stop is not Stop.IDLE:
-        why = vm.failure or f"stopped by {stop.value}"
-        raise GuestProgramError(f"the guest program {program.value} did not finish: {why}")
-    error = memory.read_number(_PARAMETERS + 0x18, 4)
-    if error:
-        raise GuestProgramError(f"the guest program {_ERRORS.get(error, f'failed ({error})')}")
-    results = [memory.read_number(_PAIRS + 16 * index + 8, 8) for index in range(len(pairs))]
-    decode = _decode_virtio if program is Program.VIRTIO else _decode_hypercall
-    return tuple(decode(result) for result in results)
-
-
-def _enter(vcpu: Vcpu, memory: GuestMemory) -> None:
-    enter_long_mode(vcpu, memory.slice(0, RAM_SIZE), _ENTRY, tables=_TABLES, stack=_STACK)
+    """:func:`start` and :func:`finish`; the replies, in the order of ``pairs``."""
+    start(vm, program, pairs, root_buses=root_buses, zen=zen)
+    return finish(vm, program, len(pairs))
 
 
 def functions_found(memory: GuestMemory) -> int:
