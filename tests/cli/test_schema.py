@@ -45,6 +45,7 @@ ON_THE_DEMO_HOST = {
     "bandwidth-parameters": ["bandwidth", "--parameters"],
     "vmm-mtree": ["vmm", "mtree", "nvme"],
     "vmm-plans": ["vmm", "plans", "--reads", "2"],
+    "vmm-run": ["vmm", "run", "--reads", "2"],
     "vmm-trace": ["vmm", "trace", "--mistake", "no-queue"],
     "vmm-p2p": ["vmm", "p2p", "nvme", "nic"],
 }

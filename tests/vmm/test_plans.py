@@ -18,7 +18,7 @@ from vfiokit.vmm.machine import Stop
 from vfiokit.vmm.nvme_guest import ADMIN_VECTOR, PAGE, QUEUE_PAGES, Stage
 from vfiokit.vmm.plan import PLANS, Bars, Plan, PlanPolicy, find_plans
 from vfiokit.vmm.plan_host import PlanHost
-from vfiokit.vmm.plan_run import PlanRun, boot, budget, build_job, run_plan
+from vfiokit.vmm.plan_run import PlanRun, boot_on, budget, build_job, run_plan
 from vfiokit.vmm.policy import Delivery
 from vfiokit.vmm.trap_map import Access
 
@@ -296,8 +296,8 @@ def test_pages_in_turn_keep_what_was_read_last() -> None:
 
 def test_more_reads_than_pages_wrap_around() -> None:
     host = PlanHost(pages=7)
-    work = build_job(host, 7, host.neighbours(QUEUE_PAGES + 3))._replace(pages=3)
-    with boot(plan("D"), host, work) as machine:
+    work = build_job(host.block_size, 7, host.neighbours(QUEUE_PAGES + 3))._replace(pages=3)
+    with boot_on(plan("D"), host, work) as machine:
         machine.run(budget(work))
         found = nvme_guest.outcome(machine.memory)
         assert found.done

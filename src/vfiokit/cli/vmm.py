@@ -29,6 +29,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "mtree": ("vmm_mtree", "what of a function a guest has mapped, and what traps"),
     "plans": ("vmm_plans", "four ways to pass a device through, run and counted"),
     "trace": ("vmm_trace", "what a guest's driver did to its device, and what had no effect"),
+    "run": ("vmm_run", "a guest's driver reads from a drive, a twin's or this machine's"),
     "p2p": ("vmm_p2p", "how a guest may learn who reaches whom, in every way, compared"),
 }
 """Modules and help texts, in the order of the help."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vfiokit.kernel.port import Kernel
+from vfiokit.pci.address import Bdf
 from vfiokit.vfio import open_device
 from vfiokit.vmm import nvme_guest
 from vfiokit.vmm.cpu import Interpreter
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 GUEST_ADDRESS = "0000:00:01.0"
 """Where the guest finds the drive."""
-_LOW_MEMORY = 1 << 20
+LOW_MEMORY = 1 << 20
+"""Bytes of RAM from address 0 on."""
 _MOST_PAGES = 1024
 _BUDGET_FOR_READ = 2_000
 _BUDGET = 10_000_000
@@ -144,7 +146,7 @@ class PlanRun:
 
 
 def build_job(
-    host: PlanHost, reads: int, queues: int, *, depth: int = 1, actions: Sequence[Action] = ()
+    block_size: int, reads: int, queues: int, *, depth: int = 1, actions: Sequence[Action] = ()
 ) -> Job:
     """The work of the guest's driver: ``reads`` pages into as many of its own, up to 4 MiB.
 
@@ -155,7 +157,7 @@ def build_job(
         queues=queues,
         data=queues + nvme_guest.QUEUE_PAGES * nvme_guest.PAGE,
         pages=page_count(reads),
-        block_size=host.block_size,
+        block_size=block_size,
         depth=depth,
         actions=actions,
     )
@@ -167,26 +169,37 @@ def page_count(reads: int) -> int:
 
 
 @contextmanager
-def boot(plan: Plan, host: PlanHost, job: Job) -> Iterator[MeasuredMachine]:
-    """A guest that has the drive and the driver, about to run its first instruction.
+def boot(plan: Plan, kernel: Kernel, bdf: Bdf, job: Job) -> Iterator[MeasuredMachine]:
+    """A guest that has the drive at ``bdf`` and the driver, about to run its first instruction.
 
-    Its RAM for queues and data begins at ``job.queues``.
+    Its RAM for queues and data begins at ``job.queues``. Raises what :func:`open_device` does.
     """
     pages = nvme_guest.QUEUE_PAGES + job.pages
-    layout = [(0, _LOW_MEMORY), (job.queues, pages * nvme_guest.PAGE)]
-    device = open_device(host.twin.kernel, host.bdf)
+    layout = [(0, LOW_MEMORY), (job.queues, pages * nvme_guest.PAGE)]
+    device = open_device(kernel, bdf)
     try:
-        memory = GuestMemory(host.twin.kernel, layout)
-        machine = MeasuredMachine(host.twin.kernel, memory, plan)
+        memory = GuestMemory(kernel, layout)
+        machine = MeasuredMachine(kernel, memory, plan)
     except BaseException:
         device.close()
         raise
     with machine:
-        machine.assign(device, GUEST_ADDRESS)
-        if not plan.policy.translate:
-            host.switch_iommu_off()
+        try:
+            machine.assign(device, GUEST_ADDRESS)
+        except BaseException:
+            device.close()
+            raise
         nvme_guest.load(memory, job)
         machine.add_vcpu(Interpreter).write_register("rip", nvme_guest.ENTRY)
+        yield machine
+
+
+@contextmanager
+def boot_on(plan: Plan, host: PlanHost, job: Job) -> Iterator[MeasuredMachine]:
+    """:func:`boot` on a twin, whose IOMMU is switched off for a plan that does without."""
+    with boot(plan, host.twin.kernel, host.bdf, job) as machine:
+        if not plan.policy.translate:
+            host.switch_iommu_off()
         yield machine
 
 
@@ -202,8 +215,8 @@ def run_plan(plan: Plan, host: PlanHost, reads: int, *, depth: int = 1) -> PlanR
     host-physical ones of another process' pages.
     """
     queues = host.neighbours(nvme_guest.QUEUE_PAGES + page_count(reads))
-    job = build_job(host, reads, queues, depth=depth)
-    with boot(plan, host, job) as machine:
+    job = build_job(host.block_size, reads, queues, depth=depth)
+    with boot_on(plan, host, job) as machine:
         begun = time.perf_counter()
         stop = machine.run(budget(job))
         return _result(plan, host, job, machine, stop, time.perf_counter() - begun)

@@ -9,7 +9,7 @@ from vfiokit.vmm import nvme_guest
 from vfiokit.vmm.machine import Stop
 from vfiokit.vmm.nvme_guest import Action, Outcome
 from vfiokit.vmm.plan import Plan
-from vfiokit.vmm.plan_run import boot, budget, build_job, page_count
+from vfiokit.vmm.plan_run import boot_on, budget, build_job, page_count
 from vfiokit.vmm.trace import Access, Kind, Tracer
 from vfiokit.vmm.trace_mistake import find_mistake
 
@@ -82,8 +82,8 @@ def run_trace(
     chosen = [find_mistake(name).build(table, end) for name in mistakes]
     wanted = [action for made in chosen for action in made] + list(actions)
     queues = host.neighbours(nvme_guest.QUEUE_PAGES + page_count(reads))
-    job = build_job(host, reads, queues, actions=wanted)
-    with boot(plan, host, job) as machine:
+    job = build_job(host.block_size, reads, queues, actions=wanted)
+    with boot_on(plan, host, job) as machine:
         tracer = Tracer(machine, limit=limit)
         stop = machine.run(budget(job))
         return TraceRun(
