@@ -269,6 +269,17 @@ def test_accesses_while_decoding_is_off_read_ones_and_are_lost(device) -> None:
     assert handler.read(0, 4) == 0
 
 
+def test_device_asleep_decodes_nothing_until_it_wakes(device) -> None:
+    made = Set(device)
+    place_everything(made.bus)
+    before = made.flat()
+    power = capabilities(space(made.config)).find(0x01).offset + 4
+    made.config.write(power, 2, 3)
+    assert made.flat() == []
+    made.config.write(power, 2, 0)
+    assert made.flat() == before != []
+
+
 def test_relocated_table_leaves_the_bar_whole_and_still_works(device) -> None:
     made = Set(without_mappable_table(device), msix_relocation="bar4")
     place_everything(made.bus, low=(0xFE00_0000, 0xFF00_0000))

@@ -9,7 +9,7 @@ from vfiokit.errors import UsageError
 from vfiokit.machine.kernel import SoftwareKernel
 from vfiokit.machine.machine import Machine
 from vfiokit.vmm.exit import Exit, ExitReason
-from vfiokit.vmm.machine import Stop, VirtualMachine
+from vfiokit.vmm.machine import CONSOLE, Stop, VirtualMachine
 from vfiokit.vmm.memory import GuestMemory
 from vfiokit.vmm.policy import Delivery, Policy
 
@@ -89,3 +89,13 @@ def test_handler_can_stop_the_run(vm) -> None:
     script(vm, Exit(ExitReason.HYPERCALL, 1), load(0))
     assert vm.run() is Stop.ASKED
     assert vm.exits == {"hypercall": 1}
+
+
+def test_guest_cannot_make_the_machine_grow(vm) -> None:
+    for number in range(CONSOLE * 2 + 10):
+        vm.debug.write(0, 1, number & 0xFF)
+    assert CONSOLE <= len(vm.debug.console) < 2 * CONSOLE
+    assert vm.debug.console[-1] == (CONSOLE * 2 + 9) & 0xFF
+    script(vm, *(Exit(ExitReason.WRMSR, number, 8, True, 1) for number in range(5000)))
+    vm.run(6000)
+    assert len(vm.msrs) <= 4096

@@ -12,6 +12,7 @@ from typing import Any
 from vfiokit.abi import pci_regs as regs
 from vfiokit.errors import UsageError
 from vfiokit.pci.address import Bdf
+from vfiokit.pci.capability import capabilities
 from vfiokit.vfio import Device, Region
 from vfiokit.vfio.region import SparseArea
 from vfiokit.vmm.assigned_config import assigned_config
@@ -26,13 +27,21 @@ from vfiokit.vmm.bar_layout import (
 )
 from vfiokit.vmm.bus import Window, aligned_pieces
 from vfiokit.vmm.guest_config import GuestConfig
-from vfiokit.vmm.guest_function import COMMAND, GuestBar, GuestFunction, Placed
+from vfiokit.vmm.guest_function import (
+    COMMAND,
+    COMMAND_IO,
+    COMMAND_MEMORY,
+    GuestBar,
+    GuestFunction,
+    Placed,
+)
 from vfiokit.vmm.msix import PendingBits
 from vfiokit.vmm.policy import Delivery, PlacedBar
 from vfiokit.vmm.trap_map import Access, Strength, Wish
 
 _BARS = 6
 _ROM = 6
+_D3HOT = 3
 _BELOW_GROWN = Strength.GROWN - 10
 
 
@@ -98,6 +107,8 @@ class AssignedFunction(GuestFunction):
         config = assigned_config(
             snapshot, device.config, on_root_bus=on_root_bus, multifunction=multifunction
         )
+        power = capabilities(snapshot).find(regs.PCI_CAP_ID_PM)
+        self._power_at = 0 if power is None else power.offset + regs.PCI_PM_CTRL
         shapes = bar_shapes(device)
         self.msix_place = _find_msix(config)
         own_place = self.msix_place
@@ -130,6 +141,8 @@ class AssignedFunction(GuestFunction):
             PendingBits(self.interrupts.msix) if self.interrupts.msix is not None else None
         )
         config.watch(COMMAND, 2, self.interrupts.command_written)
+        if self._power_at:
+            config.watch(self._power_at, 2, self._decoding_changed)
 
     def _map(self, bar: GuestBar, table: Any, *, allowed: bool) -> None:  # noqa: ANN401
         region = self.device.region(bar.index)
@@ -151,9 +164,15 @@ class AssignedFunction(GuestFunction):
 
     @property
     def command(self) -> int:
-        """The command register as VFIO shows it; 0 once the device is gone."""
+        """The command register as VFIO shows it; 0 once the device is gone.
+
+        In D3hot nothing decodes, and on a real host an access of a map would be a SIGBUS.
+        """
         value = self.config.read(COMMAND, 2)
-        return 0 if value == 0xFFFF else value
+        if value == 0xFFFF:
+            return 0
+        asleep = self._power_at and self.config.read(self._power_at, 2) & 3 == _D3HOT
+        return value & ~(COMMAND_MEMORY | COMMAND_IO) if asleep else value
 
     def wishes(self, placed: Placed) -> Iterator[Wish]:
         """A trap for the whole BAR, maps over it, and over those what is emulated."""

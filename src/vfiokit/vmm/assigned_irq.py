@@ -7,6 +7,7 @@ switched to match through VFIO. Source: QEMU ``hw/vfio/pci.c`` (``vfio_msix_vect
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -18,7 +19,7 @@ from vfiokit.errors import KernelError
 from vfiokit.pci.capability import capabilities
 from vfiokit.pci.config import ConfigSpace
 from vfiokit.vfio import Device, Vector
-from vfiokit.vmm.guest_function import COMMAND_INTX_DISABLE
+from vfiokit.vmm.guest_function import COMMAND_INTX_DISABLE, COMMAND_MEMORY
 from vfiokit.vmm.msi import MsiVectors
 from vfiokit.vmm.msix import Message, MsixVectors
 from vfiokit.vmm.policy import Delivery
@@ -26,6 +27,8 @@ from vfiokit.vmm.policy import Delivery
 if TYPE_CHECKING:
     from vfiokit.vmm.assigned import AssignedFunction
     from vfiokit.vmm.pci_bus import InterruptHost
+
+_MOST_FAILURES = 64
 
 
 class Mode(Enum):
@@ -54,8 +57,8 @@ class AssignedInterrupts:
         self.mode = Mode.NONE
         self.asserted = False
         """Whether the pin is high for the guest: the device's is masked until its end."""
-        self.failures: list[str] = []
-        """What the host refused, in words: vectors that it could not give."""
+        self.failures: deque[str] = deque(maxlen=_MOST_FAILURES)
+        """What the host refused lately, in words: vectors that it could not give."""
         self.msix: MsixVectors | None = None
         self.msi: MsiVectors | None = None
         self._msix_at = 0
@@ -173,6 +176,9 @@ class AssignedInterrupts:
         """
         place = self._function.msix_place
         assert place is not None
+        if not self._function.command & COMMAND_MEMORY:
+            self._enable_vectors(0, self._device.msix.count)
+            return
         window = self._device.region(place.table.bar).map()
         offsets = range(place.table.offset, place.table.offset + place.table.length, 4)
         before = [window.read32(offset) for offset in offsets]

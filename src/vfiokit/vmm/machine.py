@@ -52,7 +52,9 @@ SLICE = 20_000
 """Instructions between two looks at the interrupts."""
 WINDOW_SLICE = 50
 """The same while an interrupt waits for the guest to take interrupts."""
+CONSOLE = 1 << 20
 _APIC_BASE_MSR = 0x1B
+_MOST_MSRS = 4096
 _X2APIC_MSRS = range(0x800, 0x840)
 
 Engine = Callable[[GuestMemory, Bus], Vcpu]
@@ -90,7 +92,7 @@ class PortDispatch:
 
     def __init__(self) -> None:
         self.console = bytearray()
-        """What the guest wrote to port 0xe9."""
+        """What the guest wrote to port 0xe9, the last :data:`CONSOLE` bytes at least."""
 
     def read(self, offset: int, width: int) -> int:
         """The port reads its own number, as Bochs and QEMU have it."""
@@ -101,6 +103,8 @@ class PortDispatch:
         """One character."""
         del offset, width
         self.console.append(value & 0xFF)
+        if len(self.console) >= 2 * CONSOLE:
+            del self.console[:CONSOLE]
 
 
 class VirtualMachine:
@@ -459,7 +463,7 @@ class VirtualMachine:
     def _write_msr(self, number: int, value: int) -> None:
         if number in _X2APIC_MSRS:
             self.irqchip.write((number - _X2APIC_MSRS.start) << 4, 4, value & 0xFFFF_FFFF)
-        else:
+        elif number in self.msrs or len(self.msrs) < _MOST_MSRS:
             self.msrs[number] = value
 
     def _hypercall(self, vcpu: Vcpu, exit_: Exit) -> int:
