@@ -1,7 +1,8 @@
 """What does a request over vfio-user cost, next to a bare ping-pong on such a socket?
 
 Both ends on one CPU, in two processes; blocks of each question take turns with blocks of the floor:
-36 bytes there and back, ``send`` and ``recv`` in Python and nothing else. Medians. What is read is
+36 bytes there and back, ``send`` and ``recv`` in Python and nothing else. Each block has its
+median, and the best of the blocks counts, as neighbours come and go. What is read is
 ``CSTS`` of the NVMe controller; what is written is the liveness register of edu, as a write that
 an NVMe controller acts on takes longer than the message. Goals, which the C library (libvfio-user)
 about meets with a device of no registers:
@@ -36,7 +37,7 @@ from vfiokit.vfio_user.session import Capabilities
 from vfiokit.vfio_user.wire import Command
 
 READ_GOAL, PIPELINED_GOAL, POSTED_GOAL, MAP_GOAL = 1.35, 2.2, 4.5, 2.2
-BLOCKS = 40
+BLOCKS = 60
 CALLS = 100
 DEPTH = 32
 POSTED = 256
@@ -70,23 +71,24 @@ def connect(function: Function) -> Client:
 
 
 class Samples:
-    """Microseconds by question."""
+    """Microseconds by question, the median of each block."""
 
     def __init__(self) -> None:
-        self.taken: dict[str, list[float]] = {}
+        self.medians: dict[str, list[float]] = {}
 
     def block(self, name: str, calls: list[Callable[[], object]], per_call: int = 1) -> None:
         """Time each call; ``per_call`` requests make one."""
-        mine = self.taken.setdefault(name, [])
+        taken = []
         clock = time.perf_counter_ns
         for call in calls:
             start = clock()
             call()
-            mine.append((clock() - start) / 1000 / per_call)
+            taken.append((clock() - start) / 1000 / per_call)
+        self.medians.setdefault(name, []).append(statistics.median(taken))
 
-    def median(self, name: str) -> float:
-        """Of all blocks."""
-        return statistics.median(self.taken[name])
+    def best(self, name: str) -> float:
+        """Of the blocks' medians."""
+        return min(self.medians[name])
 
 
 def measure() -> Samples:
@@ -129,7 +131,7 @@ def main() -> int:
     """Measure and print."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     samples = measure()
-    floor, read = samples.median("floor"), samples.median("read")
+    floor, read = samples.best("floor"), samples.best("read")
     print(f"{'floor':<16} {floor:6.2f} us")
     good = True
     rows = (
@@ -137,12 +139,12 @@ def main() -> int:
         ("read of edu", floor, 0.0, "floor"),
         ("read of config", floor, 0.0, "floor"),
         ("pipelined", read, PIPELINED_GOAL, "rate"),
-        ("posted", samples.median("read of edu"), POSTED_GOAL, "rate"),
+        ("posted", samples.best("read of edu"), POSTED_GOAL, "rate"),
         ("map", floor, MAP_GOAL, "floor"),
         ("unmap", floor, 0.0, "floor"),
     )
     for name, against, goal, kind in rows:
-        taken = samples.median(name)
+        taken = samples.best(name)
         ratio = against / taken if kind == "rate" else taken / against
         what = f"{ratio:5.2f}x the " + ("rate of reads" if kind == "rate" else "floor")
         sign = ">=" if kind == "rate" else "<="
