@@ -19,6 +19,7 @@ from vfiokit.p2p.guest import flat
 from vfiokit.p2p.guest_islands import islands
 from vfiokit.p2p.guest_tree import replicated
 from vfiokit.p2p.guest_verdict import compare
+from vfiokit.p2p.number import MAP_TYPES
 from vfiokit.pci.address import Bdf
 from vfiokit.vmm import p2p_tree
 from vfiokit.vmm.exit import Exit, ExitReason
@@ -26,7 +27,6 @@ from vfiokit.vmm.machine import VirtualMachine
 from vfiokit.vmm.memory import GuestMemory
 from vfiokit.vmm.p2p import (
     HYPERCALL,
-    MAP_TYPES,
     DevicePeers,
     Outcome,
     RegisteredPeers,

@@ -10,6 +10,7 @@ from p2p_rig import build, opened
 from vfiokit.abi import vfio_p2p as abi
 from vfiokit.machine.kernel import guest_peers
 from vfiokit.p2p import Peers
+from vfiokit.p2p.number import MAP_TYPES
 from vfiokit.vfio import open_device
 
 # (provider, client): map type and distance by hand, from the rule of Linux's p2pdma.c: four nodes
@@ -90,7 +91,7 @@ def test_every_pair_is_answered_as_the_whole_topology_is(host):
     for one in "abcdef":
         for other in "abcdef":
             truth = peers.map_type(assembly[one], assembly[other])
-            numbers = guest_peers.NUMBERS[truth.map_type], truth.distance
+            numbers = MAP_TYPES[truth.map_type], truth.distance
             assert ask_devices(host, one, other) == numbers
 
 

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtio_rig import AVAILABLE, BUFFERS, DESCRIPTORS, INDIRECT, NEXT, RAM, SIZE, USED, WRITE, Ram
 
+from vfiokit.errors import UsageError
+from vfiokit.vmm.virtio_config import build_config
 from vfiokit.vmm.virtio_queue import Chain, Piece, QueueError, SplitQueue
 
 TABLE = 0x5000
@@ -178,6 +180,18 @@ def test_chain_of_4_gib_is_refused(ram, queue, monkeypatch):
     offer(ram, 0)
     with pytest.raises(QueueError, match="4 GiB"):
         list(queue.pending())
+
+
+@pytest.mark.parametrize("kind", [0, 64])
+def test_device_type_without_a_pci_id_is_refused(kind):
+    with pytest.raises(UsageError):
+        build_config(kind, 1, 4)
+
+
+@pytest.mark.parametrize("size", [0, -1, 3, 65536])
+def test_queue_cannot_be_made_of_any_size(ram, size):
+    with pytest.raises(UsageError):
+        SplitQueue(ram, size)
 
 
 def test_state_goes_on_where_it_stopped(ram, queue):

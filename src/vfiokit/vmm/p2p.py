@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from vfiokit.abi import vfio_p2p as abi
 from vfiokit.errors import KernelError
 from vfiokit.kernel.port import Kernel
-from vfiokit.p2p.answer import MapType
+from vfiokit.p2p.number import MAP_TYPES
 from vfiokit.pci.address import Bdf
 from vfiokit.vfio import Device
 from vfiokit.vmm.guest_function import GuestFunction
@@ -30,14 +30,6 @@ HYPERCALL = 0x7032
 
 _KVM_ENOSYS, _KVM_EPERM, _KVM_EINVAL = 1000, errno.EPERM, errno.EINVAL
 _ADDRESS_LIMIT = 1 << 32
-
-MAP_TYPES = {
-    MapType.UNKNOWN: abi.VFIO_P2P_UNKNOWN,
-    MapType.NOT_SUPPORTED: abi.VFIO_P2P_NOT_SUPPORTED,
-    MapType.BUS_ADDR: abi.VFIO_P2P_BUS_ADDR,
-    MapType.THRU_HOST_BRIDGE: abi.VFIO_P2P_THRU_HOST_BRIDGE,
-}
-"""Numbers of the map types, the same in requests, hypercall and virtio replies."""
 
 
 class Outcome(IntEnum):

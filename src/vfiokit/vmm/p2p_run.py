@@ -22,6 +22,7 @@ from vfiokit.kernel.port import Kernel
 from vfiokit.p2p.chain import redirect
 from vfiokit.p2p.guest import GuestPlan, Variant, flat
 from vfiokit.p2p.guest_tree import replicated
+from vfiokit.p2p.number import MAP_TYPES
 from vfiokit.p2p.peers import Peers
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.blueprint import RootPort, Slot, Switch, children
@@ -31,7 +32,7 @@ from vfiokit.vmm import p2p_tree
 from vfiokit.vmm.firmware import place_everything
 from vfiokit.vmm.machine import VirtualMachine
 from vfiokit.vmm.memory import GuestMemory
-from vfiokit.vmm.p2p import HYPERCALL, MAP_TYPES, DevicePeers, Outcome, RegisteredPeers, Reply
+from vfiokit.vmm.p2p import HYPERCALL, DevicePeers, Outcome, RegisteredPeers, Reply
 from vfiokit.vmm.p2p import hypercall as answer_hypercall
 from vfiokit.vmm.p2p_guest import MOST_PAIRS, RAM_SIZE, Program, run
 from vfiokit.vmm.virtio_p2p import plug

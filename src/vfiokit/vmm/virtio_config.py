@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from vfiokit.errors import UsageError
 from vfiokit.vmm.guest_config import GuestConfig
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ class CapabilityType(IntEnum):
 def build_config(device_type: int, vectors: int, device_size: int) -> bytes:
     """The 256 bytes for a device of ``device_type`` with ``vectors`` MSI-X vectors.
 
-    ``device_size`` is the length of its own registers in bytes.
+    ``device_size`` is the length of its own registers in bytes. :class:`UsageError` for a type
+    beyond :data:`LAST_DEVICE_TYPE`.
     """
+    if not 0 < device_type <= LAST_DEVICE_TYPE:
+        raise UsageError(f"virtio device type {device_type} has no PCI device id")
     data = bytearray(256)
     struct.pack_into("<HHHHI", data, 0, VENDOR_ID, FIRST_DEVICE_ID + device_type, 0, 0x10, 0)
     data[0x08:0x0C] = bytes((1, 0x00, 0x80, 0x08))  # revision 1, class: system peripheral

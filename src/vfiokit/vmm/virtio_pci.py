@@ -8,6 +8,7 @@ nothing more until it is reset.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import IntFlag
 from typing import Any, Protocol
 
@@ -138,8 +139,6 @@ class VirtioFunction(GuestFunction):
 
     def wishes(self, placed: Placed) -> Iterator[Wish]:
         """Its registers trap, and count apart from those of assigned functions."""
-        from dataclasses import replace
-
         for wish in super().wishes(placed):
             yield replace(wish, counter="virtio")
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
+from vfiokit.errors import UsageError
+
 MAX_SIZE = 32768
 """Entries that a split queue may have at most."""
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
-_KNOWN_FLAGS = NEXT | WRITE | INDIRECT
 _NO_INTERRUPT = 1
 
 _DESCRIPTOR = struct.Struct("<QIHH")
@@ -90,9 +91,14 @@ class QueueSetup:
 
 
 class SplitQueue:
-    """One queue. The driver's registers are :attr:`setup`; the rings are in ``memory``."""
+    """One queue. The driver's registers are :attr:`setup`; the rings are in ``memory``.
+
+    ``max_size`` is a power of two up to :data:`MAX_SIZE` (:class:`UsageError` otherwise).
+    """
 
     def __init__(self, memory: Dma, max_size: int) -> None:
+        if not 0 < max_size <= MAX_SIZE or max_size & max_size - 1:
+            raise UsageError(f"a queue cannot have {max_size} entries")
         self._memory = memory
         self.max_size = max_size
         self.setup = QueueSetup(max_size)

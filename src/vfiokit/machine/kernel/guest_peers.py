@@ -19,7 +19,8 @@ from vfiokit.machine.kernel.device import DeviceFile, VfioPciDevice
 from vfiokit.machine.kernel.failure import failure
 from vfiokit.machine.kernel.open_file import OpenFile
 from vfiokit.machine.kernel.vfs import DeviceNode
-from vfiokit.p2p.answer import MapType, Verdict
+from vfiokit.p2p.answer import Verdict
+from vfiokit.p2p.number import MAP_TYPES
 from vfiokit.p2p.peers import Peers
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.config import ConfigSpace
@@ -28,13 +29,6 @@ from vfiokit.pci.topology import Function, Topology
 if TYPE_CHECKING:
     from vfiokit.machine.fabric import Fabric
     from vfiokit.machine.kernel.surface import SoftwareKernel
-
-NUMBERS = {
-    MapType.UNKNOWN: abi.VFIO_P2P_UNKNOWN,
-    MapType.NOT_SUPPORTED: abi.VFIO_P2P_NOT_SUPPORTED,
-    MapType.BUS_ADDR: abi.VFIO_P2P_BUS_ADDR,
-    MapType.THRU_HOST_BRIDGE: abi.VFIO_P2P_THRU_HOST_BRIDGE,
-}
 
 
 def load(kernel: SoftwareKernel, *, cpu: Cpu | None = None) -> GuestPeers:
@@ -119,7 +113,7 @@ class GuestPeers:
         if not isinstance(client, DeviceFile) or not client.started:
             raise failure(errno.EINVAL, f"{client.name} is no VFIO device that gives access")
         verdict = self.verdict(owner, client.owner)
-        request.map_type, request.distance = NUMBERS[verdict.map_type], verdict.distance
+        request.map_type, request.distance = MAP_TYPES[verdict.map_type], verdict.distance
         store(request, view)
         return 0
 
@@ -149,7 +143,7 @@ class VirtualMachineFile(OpenFile):
         if provider is None or client is None:
             raise failure(errno.ENODEV, "this virtual machine has no device there")
         verdict = self._module.verdict(provider, client)
-        query.map_type, query.distance = NUMBERS[verdict.map_type], verdict.distance
+        query.map_type, query.distance = MAP_TYPES[verdict.map_type], verdict.distance
         store(query, view)
         return 0
 
