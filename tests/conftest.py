@@ -1,5 +1,6 @@
 """Labs for tests on a real kernel: skipped where the machine has none, failed in CI.
 
+Hypothesis does not judge a test by how busy the machine is.
 And the conformance table, here because pytest's workers alone read the files of folders below.
 """
 
@@ -8,9 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import lab_equipment
 from vfiokit.lab import Lab
+
+settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("busy")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

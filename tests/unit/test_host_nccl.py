@@ -204,7 +204,9 @@ values = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]) | st.sampl
 attributes = st.dictionaries(st.sampled_from(["dev", "count", "name", "a.b"]), values, max_size=3)
 nodes = st.recursive(
     st.builds(Node, names, attributes, st.just(())),
-    lambda inner: st.builds(Node, names, attributes, st.lists(inner, max_size=3).map(tuple)),
+    lambda inner: st.builds(
+        Node, names, attributes, st.lists(inner, min_size=1, max_size=3).map(tuple)
+    ),
     max_leaves=12,
 )
 
