@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from device_rig import Host, Registers
 from guest_rig import ScriptedVcpu, load, store
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vfiokit.machine.build import MsiLayout, MsixLayout
@@ -551,3 +551,77 @@ def test_edu_of_qemu_interrupts_by_pin_and_by_message() -> None:
         guest.config(function, 0x04, 2, 0x0006)
         guest.vm.bus.write(bar + 0x60, 4, 1)
         assert guest.do() == [0x60]
+
+
+def reroute(guest: Guest, gsi: int) -> None:
+    value = 0x80 if gsi == PIN_GSI else gsi
+    guest.config(guest.vm.isa_bridge, 0x68, 1, value)
+
+
+PIN_ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "high",
+                "low",
+                "end",
+                "mask",
+                "unmask",
+                "edge",
+                "wire",
+                "disable",
+                "enable",
+                "tpr",
+                "save",
+            ]
+        ),
+        st.sampled_from([PIN_GSI, 10, 11]),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PIN_ACTIONS)
+def test_no_level_is_lost_or_stuck_whatever_the_guest_does_with_its_routing(actions) -> None:
+    host = Host(lambda bdf: Registers(bdf, bars=(BarModel(0, 0x1000),)))
+    with Guest(host) as guest:
+        function = guest.vm.assign(host.open(), "0000:00:04.0")
+        place(guest, function)
+        wire = host.functions[0].intx
+        vectors = {PIN_GSI: 0x70, 10: 0x80, 11: 0x60}
+        state = guest.vm.state(in_place=True)
+        for action, gsi in actions:
+            if action in ("high", "low"):
+                wire.set(action == "high")
+            elif action == "end":
+                guest.do(store(APIC_BASE + EOI, 0))
+            elif action in ("mask", "unmask", "edge"):
+                flags = {"mask": LEVEL | MASKED, "unmask": LEVEL, "edge": 0}[action]
+                guest.do(*entry(gsi, vectors[gsi] | flags))
+            elif action == "wire":
+                reroute(guest, gsi)
+            elif action in ("disable", "enable"):
+                guest.config(function, 0x04, 2, 0x0402 if action == "disable" else 0x0002)
+            elif action == "tpr":
+                guest.do(store(APIC_BASE + TPR, gsi * 8))
+            elif action == "save":
+                guest.vm.load(state)
+                state = guest.vm.state(in_place=True)
+            guest.do()
+        # Whatever was done: a guest that sets all right again gets the interrupt,
+        wire.set(True)
+        guest.config(function, 0x04, 2, 0x0002)
+        reroute(guest, PIN_GSI)
+        guest.do(*entry(10, MASKED), *entry(11, MASKED), *entry(PIN_GSI, 0x70 | LEVEL))
+        taken = guest.do(store(APIC_BASE + TPR, 0))
+        for _ in range(4):
+            taken += guest.do(store(APIC_BASE + EOI, 0))
+        assert 0x70 in taken
+        # and once it served the device, no more of them.
+        wire.set(False)
+        for _ in range(4):
+            guest.do(store(APIC_BASE + EOI, 0))
+        assert guest.do(store(APIC_BASE + EOI, 0)) == []
+        assert not function.interrupts.asserted
+        assert guest.vm.irqchip.apics[0].isr == guest.vm.irqchip.apics[0].irr == 0
