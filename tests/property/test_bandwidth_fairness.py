@@ -18,7 +18,7 @@ demands = st.builds(
 )
 problems = st.tuples(
     st.fixed_dictionaries(dict.fromkeys(RESOURCES, amounts)),
-    st.lists(demands, min_size=1, max_size=8),
+    st.lists(demands, min_size=1, max_size=6),
 )
 
 
