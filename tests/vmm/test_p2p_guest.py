@@ -253,6 +253,24 @@ def test_guest_that_renumbers_buses_asks_by_the_new_numbers(flat_guest, kind):
     assert peers.ask(a, a).outcome is Outcome.NO_FUNCTION
 
 
+def test_device_that_the_kernel_refuses_does_not_stop_the_guest(flat_guest):
+    assembly, vm, places, functions, devices = flat_guest
+    peers = attach(vm, assembly.kernel, functions, devices, "a")
+    other = RegisteredPeers(assembly.kernel, vm.pci)
+    with pytest.raises(KernelError):
+        other.assign(functions["a"], devices["a"])
+    b = guest_address(places["b"])
+    with pytest.raises(KernelError):
+        other.assign(functions["b"], devices["b"])  # still told of the first
+    assert other.ask(b, b).outcome is Outcome.OK
+    bridge = vm.pci.segment_of(functions["a"]).bridge
+    vm.pci.config_write(0, bridge.bdf.devfn, 0x18, 4, 0x0070_7000)
+    assert peers.ask(0x7000, 0x7000).outcome is Outcome.OK
+    assert other.ask(0x7000, 0x7000).outcome is Outcome.NO_FUNCTION
+    other.close()
+    peers.close()
+
+
 def test_function_that_left_is_no_longer_answered_for(flat_guest):
     assembly, vm, places, functions, devices = flat_guest
     peers = attach(vm, assembly.kernel, functions, devices)
@@ -319,6 +337,17 @@ def test_guest_hears_that_answers_may_have_changed(flat_guest):
 # -- a kernel without answers
 
 
+class Unreadable:
+    """A kernel that answers requests, and shows no files."""
+
+    def __init__(self, kernel) -> None:
+        self.ioctl = kernel.ioctl
+
+    @property
+    def tree(self) -> object:
+        raise PermissionError(13, "no sysfs here")
+
+
 def test_plain_kernel_has_no_hypercall_but_the_device_computes(flat_guest):
     assembly = build()
     topology = assembly.topology()
@@ -335,6 +364,11 @@ def test_plain_kernel_has_no_hypercall_but_the_device_computes(flat_guest):
             assert source.ask(a, b) == Reply(Outcome.OK, abi.VFIO_P2P_BUS_ADDR, 4)
             assert not source.asks_kernel
             assert source.ask(b, a) == Reply(Outcome.OK, abi.VFIO_P2P_BUS_ADDR, 4)
+            # What cannot be read is no crash of the guest.
+            other = DevicePeers(Unreadable(assembly.kernel), vm.pci)
+            for bdf, function in made.items():
+                other.assign(function, devices[bdf])
+            assert other.ask(a, b) == Reply(Outcome.FAILED)
 
 
 def test_missing_device_is_said_before_anything_is_built():

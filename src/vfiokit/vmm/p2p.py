@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from vfiokit.abi import vfio_p2p as abi
-from vfiokit.errors import KernelError
+from vfiokit.errors import KernelError, VfiokitError
 from vfiokit.kernel.port import Kernel
 from vfiokit.p2p.number import MAP_TYPES
 from vfiokit.pci.address import Bdf
@@ -145,10 +145,15 @@ class RegisteredPeers:
         """Bus numbers of bridges, where other functions have BARs that change nothing here."""
         del bdf, value
         if write and offset < 0x1B and offset + width > 0x18:
-            self.register()
+            # What the guest does may not stop its machine: it is not told of a device then.
+            with contextlib.suppress(KernelError):
+                self.register()
 
     def register(self) -> None:
-        """Tell the kernel what changed since the last time."""
+        """Tell the kernel what changed since the last time; also after a state was loaded.
+
+        Raises :class:`KernelError` for the first device that it refuses, when all were tried.
+        """
         wanted = self._assignments.by_address()
         moved = [
             address
@@ -161,10 +166,17 @@ class RegisteredPeers:
                 # The kernel forgets a device that closed, and so may have done it first.
                 with contextlib.suppress(OSError):
                     self._tell(device, address, abi.VFIO_GUEST_ADDRESS_CLEAR)
+        refused: list[KernelError] = []
         for address, device in wanted.items():
             if address not in self._registered:
-                self._tell(device, address, abi.VFIO_GUEST_ADDRESS_SET)
-                self._registered[address] = device
+                try:
+                    self._tell(device, address, abi.VFIO_GUEST_ADDRESS_SET)
+                except KernelError as error:
+                    refused.append(error)
+                else:
+                    self._registered[address] = device
+        if refused:
+            raise refused[0]
 
     def _tell(self, device: Device, address: int, flags: int) -> None:
         request = abi.vfio_device_guest_address(
@@ -252,8 +264,11 @@ class DevicePeers:
             if error.errno != errno.ENOTTY:
                 return Reply(Outcome.FAILED)
             self.asks_kernel = False
-        if self._rule is None:
-            self._rule = _HostRule(self._kernel)
+        try:
+            if self._rule is None:
+                self._rule = _HostRule(self._kernel)
+        except (OSError, VfiokitError):
+            return Reply(Outcome.FAILED)  # a host whose sysfs cannot be read
         return self._rule.ask(ends[0], ends[1])
 
     def _ask_kernel(self, provider: Device, client: Device) -> Reply:
