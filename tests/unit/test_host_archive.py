@@ -15,6 +15,7 @@ from vfiokit.errors import FormatError, SourceError, UnsafeArchiveError
 from vfiokit.host import tar
 from vfiokit.host.archive import MANIFEST, CaptureSummary, read_capture, unpack, write_capture
 from vfiokit.host.compression import read_file
+from vfiokit.host.facts import host_facts
 from vfiokit.host.source import open_tree
 from vfiokit.host.sysfs import read_topology
 from vfiokit.host.tar import Member
@@ -156,6 +157,20 @@ def test_iommu_that_is_a_pci_function_is_captured_once(tmp_path: Path) -> None:
     found = read_capture(path)
     assert found.readlink(f"{unit}/device") == "../../../0000:00:01.0"
     assert found.read("/sys/class/iommu/ivhd0/amd-iommu/cap") == b"90000000\n"
+
+
+def test_firmware_and_model_are_captured_and_no_serial_number(tmp_path: Path) -> None:
+    dmi = "/sys/devices/virtual/dmi/id"
+    secret = {f"{dmi}/product_serial": b"S1\n", f"{dmi}/product_uuid": b"U1\n"}
+    told = {f"{dmi}/bios_version": b"P89\n", f"{dmi}/product_name": b"DL360\n"}
+    links = {"/sys/class/dmi/id": "../../devices/virtual/dmi/id"}
+    path = str(tmp_path / "host.tar.zst")
+    files = {**SMALL_FILES, **secret, **told}
+    write_capture(RecordedTree(files, {**SMALL_LINKS, **links}), path)
+    again = open_tree(path)
+    facts = host_facts(again)
+    assert (facts["machine model"], facts["firmware version"]) == ("DL360", "P89")
+    assert not any(again.exists(each) for each in secret)
 
 
 def test_progress_reaches_its_total(demo: RecordedTree, tmp_path: Path) -> None:
