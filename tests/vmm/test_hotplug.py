@@ -218,3 +218,20 @@ def test_device_that_leaves_takes_no_memory_from_one_that_shares_its_space(backe
         assert host.functions[1].dma.read(0x4000, 8) == b"for both"
         with pytest.raises(DmaError):
             host.functions[0].dma.read(0x4000, 8)
+
+
+def test_device_refused_is_left_open_and_without_the_guests_memory(vm, host) -> None:
+    with host.open() as device:
+        with pytest.raises(UsageError, match="already"):
+            vm.assign(device, "0000:00:1f.0")
+        with pytest.raises(UsageError, match="relocation"):
+            vm.assign(device, "0000:00:05.0", msix_relocation="nowhere")
+        assert not device.closed
+        device.set_bus_master(True)
+        faults = host.machine.iommus[0].faults
+        before = faults.total
+        with pytest.raises(DmaError):
+            host.functions[0].dma.read(0, 8)
+        assert faults.total == before + 1
+        assert "BAR" not in str(vm.traps.flat)
+    vm.assign(host.open(), "0000:00:05.0")

@@ -18,7 +18,7 @@ from typing import Any, Self
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel
 from vfiokit.pci.address import Bdf
-from vfiokit.vfio import Device
+from vfiokit.vfio import AddressSpace, Device
 from vfiokit.vmm import snapshot
 from vfiokit.vmm.assigned import AssignedFunction
 from vfiokit.vmm.bus import UNCLAIMED, GuestBus
@@ -232,26 +232,35 @@ class VirtualMachine:
         """Give the guest ``device``, at ``bdf`` of its root bus or of the bus below a port.
 
         The guest's memory is mapped for it, if the policy translates. The machine closes it in
-        the end. Raises :class:`UsageError` and :class:`KernelError`, and leaves it open then.
+        the end. Raises :class:`UsageError` and :class:`KernelError`, and leaves it open and
+        without the guest's memory then.
         """
         place = Bdf.parse(bdf) if isinstance(bdf, str) else bdf
-        if self.policy.translate:
-            self.memory.map_for(device.address_space)
-        function = AssignedFunction(
-            device,
-            place,
-            on_root_bus=below is None,
-            delivery=self.policy.delivery,
-            no_map=no_map,
-            msix_relocation=msix_relocation,
-            page_size=self.traps.page_size,
-        )
-        self.pci.add(function, below)
+        with ExitStack() as undo:
+            if self.policy.translate:
+                self.memory.map_for(device.address_space)
+                undo.callback(self._unmap_unused, device.address_space)
+            function = AssignedFunction(
+                device,
+                place,
+                on_root_bus=below is None,
+                delivery=self.policy.delivery,
+                no_map=no_map,
+                msix_relocation=msix_relocation,
+                page_size=self.traps.page_size,
+            )
+            self.pci.add(function, below)
+            undo.pop_all()
         self._sidebands[function] = Sideband(
             function, self, self.hotplug, self.notices.append, self._fail
         )
         self.hotplug.came(function)
         return function
+
+    def _unmap_unused(self, space: AddressSpace, but: GuestFunction | None = None) -> None:
+        """Take the guest's memory from ``space``, unless another function does DMA in it."""
+        if not any(each.device.address_space is space for each in self._assigned(but)):
+            self.memory.unmap_from(space)
 
     def unplug(self, function: GuestFunction, *, consent: bool = True) -> None:
         """Ask the guest to let ``function`` go, or take it: see :attr:`notices` for the outcome.
@@ -269,11 +278,9 @@ class VirtualMachine:
         if sideband is not None:
             sideband.close()
         if isinstance(function, AssignedFunction):
-            space = function.device.address_space
             with suppress(OSError):
                 function.device.set_bus_master(False)
-            if not any(each.device.address_space is space for each in self._assigned(function)):
-                self.memory.unmap_from(space)
+            self._unmap_unused(function.device.address_space, function)
         self.pci.remove(function)
 
     def _assigned(self, but: GuestFunction | None = None) -> list[AssignedFunction]:
