@@ -11,6 +11,7 @@ queues), §5 (creating and deleting queues).
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -46,6 +47,8 @@ class WatchedQueue:
     phase: int = 1
     refused: str = ""
     """Why the controller did not make it."""
+    flying: Counter[int] = field(default_factory=Counter)
+    """Identifiers of commands that were submitted and are not known to be complete."""
     sent: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Of the admin queue: opcode and dword 10 of commands on the way, by identifier."""
 
@@ -180,13 +183,14 @@ class NvmeWatcher:
         if problem:
             return problem
         queue = self.queues.get(found)
-        self._scan(set() if queue is None else self._entries(queue, value))
+        new = [] if queue is None else self._entries(queue, value)
+        self._scan(found.queue, new)
         queue = self.queues.get(found)
         if queue is None or queue.refused:
             return self._missing_reason(found, queue, offset)
         reason = (self._head_reason if found.completion else self._tail_reason)(queue, value)
         if not reason:
-            self._ring(queue, value)
+            self._ring(queue, value, new)
         return reason or self._stalled(queue)
 
     def _controller_reason(self) -> str:
@@ -271,38 +275,34 @@ class NvmeWatcher:
 
     # -- queues -------------------------------------------------------------------------------
 
-    def _ring(self, queue: WatchedQueue, value: int) -> None:
+    def _ring(self, queue: WatchedQueue, value: int, new: list[bytes]) -> None:
         if queue.completion:
             queue.head = value
             return
-        if not queue.queue:
-            self._note_commands(queue, value)
         queue.tail = value
+        for entry in new:
+            queue.flying[_cid(entry)] += 1
+            if not queue.queue:
+                self._note_command(queue, entry)
 
-    def _entries(self, queue: WatchedQueue, value: int) -> set[tuple[int, int]]:
-        """Queue and identifier of the commands between the tail and ``value``."""
-        found: set[tuple[int, int]] = set()
+    def _entries(self, queue: WatchedQueue, value: int) -> list[bytes]:
+        """The commands between the tail and ``value``."""
+        found: list[bytes] = []
         index = queue.tail
         while not queue.completion and value < queue.size and index != value:
             entry = self._read(queue.iova + index * _SQE_SIZE, _SQE_SIZE)
             if entry is not None:
-                found.add((queue.queue, int.from_bytes(entry[2:4], "little")))
+                found.append(entry)
             index = (index + 1) % queue.size
         return found
 
-    def _note_commands(self, queue: WatchedQueue, value: int) -> None:
-        """Take the creations and deletions of queues among new admin commands."""
-        index = queue.tail
-        while index != value:
-            entry = self._read(queue.iova + index * _SQE_SIZE, _SQE_SIZE)
-            if entry is not None:
-                opcode, cid = entry[0], int.from_bytes(entry[2:4], "little")
-                prp1 = int.from_bytes(entry[24:32], "little")
-                cdw10, cdw11 = struct.unpack_from("<II", entry, 40)
-                queue.sent[cid] = opcode, cdw10
-                if opcode in (_CREATE_SQ, _CREATE_CQ):
-                    self._create(opcode == _CREATE_CQ, prp1, cdw10, cdw11)
-            index = (index + 1) % queue.size
+    def _note_command(self, queue: WatchedQueue, entry: bytes) -> None:
+        """Take an admin command, if it creates a queue or deletes one."""
+        opcode, prp1 = entry[0], int.from_bytes(entry[24:32], "little")
+        cdw10, cdw11 = struct.unpack_from("<II", entry, 40)
+        queue.sent[_cid(entry)] = opcode, cdw10
+        if opcode in (_CREATE_SQ, _CREATE_CQ):
+            self._create(opcode == _CREATE_CQ, prp1, cdw10, cdw11)
 
     def _create(self, completion: bool, iova: int, cdw10: int, cdw11: int) -> None:
         key = Doorbell(cdw10 & 0xFFFF, completion)
@@ -316,26 +316,34 @@ class NvmeWatcher:
                 partner=0 if completion else cdw11 >> 16,
             )
 
-    def _scan(self, new: set[tuple[int, int]]) -> None:
-        """Read the completions that were posted, but none of commands that are only now sent."""
+    def _scan(self, submitter: int, new: list[bytes]) -> None:
+        """Read the completions that were posted, but none of ``new`` commands of a queue.
+
+        Those are only now being sent; by the time that this is asked they may be complete.
+        """
+        fresh = {(submitter, _cid(entry)) for entry in new}
         for queue in tuple(self.queues.values()):
             if queue.completion and not queue.refused:
-                while self._take_completion(queue, new):
+                while self._take_completion(queue, fresh):
                     pass
 
-    def _take_completion(self, queue: WatchedQueue, new: set[tuple[int, int]]) -> bool:
+    def _take_completion(self, queue: WatchedQueue, fresh: set[tuple[int, int]]) -> bool:
         entry = self._read(queue.iova + queue.tail * _CQE_SIZE, _CQE_SIZE)
         if entry is None or queue.held == queue.size - 1:
             return False
         head, submitter, cid, status = struct.unpack_from("<HHHH", entry, 8)
-        if status & 1 != queue.phase or (submitter, cid) in new:
+        if status & 1 != queue.phase:
+            return False
+        submissions = self.queues.get(Doorbell(submitter, completion=False))
+        older = submissions is not None and submissions.flying[cid] > 0
+        if not older and (submitter, cid) in fresh:
             return False
         queue.tail = (queue.tail + 1) % queue.size
         if not queue.tail:
             queue.phase ^= 1
-        submissions = self.queues.get(Doorbell(submitter, completion=False))
         if submissions is not None and head < submissions.size:
             submissions.head = head
+            submissions.flying[cid] -= older
             sent = submissions.sent.pop(cid, None)
             if sent is not None:
                 self._admin_completed(*sent, status >> 1)
@@ -356,6 +364,11 @@ class NvmeWatcher:
             return self._memory.read(gpa, length)
         except UsageError:
             return None
+
+
+def _cid(entry: bytes) -> int:
+    """The identifier of a submission queue entry."""
+    return int.from_bytes(entry[2:4], "little")
 
 
 def status_text(status: int) -> str:
