@@ -24,8 +24,6 @@ PAGE: Final = 4096
 QUEUE_PAGES: Final = 5
 """Pages at ``queues``: ASQ, ACQ, submission queue, completion queue, Identify."""
 ADMIN_VECTOR: Final = 0x50
-IO_VECTOR: Final = 0x51
-ADMIN_ENTRIES: Final = 64
 MOST_ENTRIES: Final = 64
 MOST_ACTIONS: Final = (PAGE - 0x100) // 16
 _PARAMETER_FORMAT: Final = struct.Struct("<4sIQQIIQQIIQII")

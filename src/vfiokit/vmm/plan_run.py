@@ -42,15 +42,12 @@ class MeasuredMachine(VirtualMachine):
         super().__init__(kernel, memory, policy=plan.policy)
         self.handling_ns: Counter[str] = Counter()
         """Nanoseconds spent on exits, by reason as KVM names it."""
-        self.handled: Counter[str] = Counter()
-        """Exits by reason."""
 
     def handle(self, vcpu: Vcpu, exit_: Exit) -> Stop | None:
         """As usual, with a stopwatch."""
         begun = time.perf_counter_ns()
         stop = super().handle(vcpu, exit_)
         self.handling_ns[exit_.reason.value] += time.perf_counter_ns() - begun
-        self.handled[exit_.reason.value] += 1
         return stop
 
 

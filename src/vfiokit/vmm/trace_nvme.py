@@ -73,8 +73,6 @@ class NvmeWatcher:
         self._memory = memory
         self._mastering = mastering
         self._shadow = bytearray(DOORBELLS)
-        self.stride_known = False
-        """Whether the driver has read the half of CAP that says so."""
         self._looked = False
         self.msix = False
         """Whether the function's MSI-X is enabled; the tracer says so."""
@@ -104,7 +102,6 @@ class NvmeWatcher:
         """The driver read ``value``."""
         if offset + width <= DOORBELLS:
             self._shadow[offset : offset + width] = value.to_bytes(width, "little")
-            self.stride_known |= offset <= 4 < offset + width
             if offset <= _CSTS < offset + width:
                 self._looked = True
 
