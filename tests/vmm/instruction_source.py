@@ -293,7 +293,39 @@ def _string(g: Generator, prefix: bytes, wide: int) -> bytes:
     return (set_count if repeat else b"") + repeat + prefix + bytes([opcode])
 
 
+def _bit_string(g: Generator, prefix: bytes, wide: int) -> bytes:
+    """BT and its kin on memory, with a bit number in CX that reaches beyond the operand."""
+    low = -2000 if wide == 4 and not (prefix and prefix[-1] & 8) and g.bits == 64 else 0
+    number = g.random.randrange(low, 2000)
+    size = 2 if g.bits == 16 else 4
+    count = b"\xb9" + (number & (1 << 8 * size) - 1).to_bytes(size, "little")
+    operand = g.modrm(1)
+    while operand[0] >= 0xC0:
+        operand = g.modrm(1)
+    plain = prefix[:1] if prefix[:1] == b"\x66" else b""
+    return count + plain + bytes([0x0F, g.random.choice((0xA3, 0xAB, 0xB3, 0xBB))]) + operand
+
+
+def _call(g: Generator, prefix: bytes, wide: int) -> bytes:
+    """A routine that only returns, jumped over afterwards; or LOOP and JCXZ to what follows.
+
+    Not LOOPE and LOOPNE: Unicorn's lose the carry of what is before them.
+    """
+    del prefix, wide
+    if g.random.randrange(2):
+        return bytes([g.random.choice((0xE2, 0xE3)), 0])
+    distance = b"\x02\x00" if g.bits == 16 else b"\x02\x00\x00\x00"
+    return b"\xe8" + distance + b"\xeb\x01\xc3"
+
+
+def _flags(g: Generator, prefix: bytes, wide: int) -> bytes:
+    """PUSHF, SAHF, LAHF."""
+    del prefix, wide
+    return bytes([g.random.choice((0x9C, 0x9E, 0x9F))])
+
+
 _KINDS = (
+    *(_bit_string, _call, _flags),
     *(_alu, _alu, _alu_immediate, _alu_immediate, _unary, _move, _move, _lea, _shift, _shift),
     *(_two_byte, _two_byte, _bit_immediate, _condition, _condition, _product, _double_shift),
     *(_stack, _plain, _exchange, _string),

@@ -34,10 +34,8 @@ class Unicorn:
     """Unicorn, as an oracle for one program at a time."""
 
     def __init__(self, bits: int) -> None:
-        self.engine = unicorn.Uc(
-            unicorn.UC_ARCH_X86, unicorn.UC_MODE_64 if bits == 64 else unicorn.UC_MODE_16
-        )
-        self.engine.mem_map(0, SIZE)
+        self.mode = unicorn.UC_MODE_64 if bits == 64 else unicorn.UC_MODE_16
+        self.renew()
         self.pointer = x86.UC_X86_REG_RIP if bits == 64 else x86.UC_X86_REG_EIP
         self.names = {
             name: getattr(
@@ -46,8 +44,13 @@ class Unicorn:
             for name in (REGISTERS if bits == 64 else REGISTERS[:8])
         }
 
+    def renew(self) -> None:
+        """A fresh engine: after an exception that nobody handles, it stops wherever it likes."""
+        self.engine = unicorn.Uc(unicorn.UC_ARCH_X86, self.mode)
+        self.engine.mem_map(0, SIZE)
+
     def run(self, program: Program) -> dict[str, Any] | None:
-        """State at the end; ``None`` where the program faults."""
+        """State at the end; ``None`` where the program faults, ``{}`` where it did not end."""
         engine = self.engine
         engine.mem_write(0, bytes(SIZE))
         engine.mem_write(CODE, program.code)
@@ -55,21 +58,25 @@ class Unicorn:
         for name, number in self.names.items():
             engine.reg_write(number, program.registers[name])
         engine.reg_write(x86.UC_X86_REG_EFLAGS, program.flags | 2)
-        engine.ctl_remove_cache(CODE, CODE + 0x1000)
+        engine.ctl_flush_tb()
+        end = CODE + len(program.code)
         try:
-            engine.emu_start(CODE, CODE + len(program.code))
-        except unicorn.UcError:
-            return None
-        if engine.reg_read(self.pointer) != CODE + len(program.code):
-            return None  # an exception in 16-bit code only stops it
+            engine.emu_start(CODE, end)
+        except unicorn.UcError as error:
+            self.renew()
+            # It takes REX.R for part of the opcode of MOV with an immediate: processors do not.
+            return {} if error.errno == unicorn.UC_ERR_INSN_INVALID else None
+        if engine.reg_read(self.pointer) != end:
+            self.renew()
+            return {}  # an exception in 16-bit code only stops it
         found: dict[str, Any] = {name: engine.reg_read(each) for name, each in self.names.items()}
         found["flags"] = engine.reg_read(x86.UC_X86_REG_EFLAGS) & (FLAGS | 0x400)
         found["memory"] = bytes(engine.mem_read(DATA, 4096))
         return found
 
 
-def interpret(bits: int, program: Program) -> dict[str, Any]:
-    """State at the end of ``program`` on the interpreter."""
+def interpret(bits: int, program: Program) -> dict[str, Any] | None:
+    """State at the end of ``program`` on the interpreter; ``None`` where it faults (64-bit)."""
     ram = bytearray(0x20000)
     ram[CODE : CODE + len(program.code) + 1] = program.code + b"\xf4"
     ram[DATA : DATA + 4096] = program.data
@@ -82,6 +89,8 @@ def interpret(bits: int, program: Program) -> dict[str, Any]:
         vcpu.write_register(name, program.registers[name])
     vcpu.write_register("rflags", program.flags | 2)
     leaving = vcpu.run(10_000)
+    if bits == 64 and leaving.reason is ExitReason.SHUTDOWN:
+        return None
     assert leaving.reason is ExitReason.HLT, (leaving, program.text)
     found: dict[str, Any] = {name: vcpu.read_register(name) for name in REGISTERS}
     found["flags"] = vcpu.read_register("rflags") & (FLAGS | 0x400)
@@ -115,9 +124,13 @@ def run_many(bits: int, count: int, length: int, seed: int) -> None:
     for _ in range(count):
         program = generator.program(generator.random.randrange(1, length))
         theirs = oracle.run(program)
-        if theirs is None:
+        if theirs == {} or (theirs is None and bits == 16):
+            continue  # handlers at 0:0 would run
+        ours = interpret(bits, program)
+        assert (ours is None) is (theirs is None), program.text
+        if ours is None or theirs is None:
             continue
-        compare(program, interpret(bits, program), theirs)
+        compare(program, ours, theirs)
         compared += 1
     assert compared > count // 3
 

@@ -200,3 +200,18 @@ def test_memory_has_to_be_whole_pages_that_do_not_overlap() -> None:
     ):
         with pytest.raises(UsageError):
             Interpreter(ranges, bus)
+
+
+@pytest.mark.parametrize(
+    ("text", "rounds", "count"),
+    [
+        ("mov ecx, 3; 1: inc eax; test edx, edx; loope 1b; setae bl; hlt", 3, 0),
+        ("mov ecx, 3; 1: inc eax; test edx, edx; loopne 1b; setae bl; hlt", 1, 2),
+        ("mov ecx, 3; 1: inc eax; cmp eax, 2; loopne 1b; setae bl; hlt", 2, 1),
+        ("mov ecx, 3; 1: inc eax; loop 1b; setae bl; hlt", 3, 0),
+    ],
+)
+def test_loops_count_down_and_leave_the_flags(text: str, rounds: int, count: int) -> None:
+    rig = Rig(text)
+    rig.until(ExitReason.HLT)
+    assert (rig["rax"], rig["rcx"], rig["bl"]) == (rounds, count, 1)

@@ -21,7 +21,7 @@ from vfiokit.vmm.cpu.system import System, divide, divide_signed
 _EMITTERS: Final = {**arithmetic.EMITTERS, **flow.EMITTERS}
 _LONGEST: Final = 15
 """Bytes of an instruction at most."""
-_MOST: Final = 48
+_MOST: Final = 32
 """Instructions of a block at most."""
 
 
