@@ -14,8 +14,9 @@ from device_rig import Host, Registers, nvme
 from guest_rig import ScriptedVcpu, store
 
 from vfiokit.errors import UsageError
-from vfiokit.machine.build import MsixLayout
+from vfiokit.machine.build import MsiLayout, MsixLayout
 from vfiokit.machine.function import BarModel
+from vfiokit.pci.capability import capabilities
 from vfiokit.vfio import Device
 from vfiokit.vfio_user import catalogue
 from vfiokit.vfio_user.client import Client
@@ -116,6 +117,87 @@ def test_interrupts_signalled_between_save_and_load_in_place_are_kept() -> None:
         vm.load(state)
         vm.run(10)
         assert cpu.taken == [0x51]
+
+
+class Switching:
+    """A device that a guest drives by any of its three kinds of interrupts."""
+
+    def __init__(self) -> None:
+        self.host = Host(
+            lambda bdf: Registers(
+                bdf, msix=MsixLayout(4, 0, 0x2000), msi=MsiLayout(4, maskable=True)
+            )
+        )
+        memory = GuestMemory.of_size(self.host.kernel, 1 << 20)
+        self.vm = VirtualMachine(self.host.kernel, memory)
+        self.cpu: Any = self.vm.add_vcpu(lambda _memory, _bus: ScriptedVcpu())
+        self.function = self.vm.assign(self.host.open(), "0000:00:04.0")
+        place_everything(self.vm.pci)
+        self.model = self.host.functions[0]
+        bar = next(self.function.placed()).address
+        for field, value in ((0, 0xFEE0_0000), (8, 0x51), (12, 0)):
+            self.vm.bus.trapped_write(bar + 0x2000 + field, 4, value)
+        self.cpu.script += [store(IO_APIC_BASE, 0x38), store(IO_APIC_BASE + 0x10, 0x70 | LEVEL)]
+        self.vm.run(20)
+        listed = capabilities(self.function.device.config.snapshot())
+        self.msix_at, self.msi_at = listed.find(0x11).offset, listed.find(0x05).offset
+        self.write(self.msi_at + 4, 4, 0xFEE0_0000)
+        self.write(self.msi_at + 12, 2, 0x60)
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        self.function.config.write(offset, width, value)
+
+    def switch(self, kind: str) -> None:
+        self.write(self.msix_at + 2, 2, 0x8000 if kind == "msix" else 0)
+        self.write(self.msi_at + 2, 2, 0 if kind in ("intx", "msix") else 0x21)
+
+    def interrupt(self, kind: str) -> list[int]:
+        """Let the device interrupt in the way that it is switched to; what arrives."""
+        before = len(self.cpu.taken)
+        if kind == "msix":
+            self.model.raise_msix(0)
+        elif kind == "msi":
+            self.model.raise_msi(1)
+        else:
+            self.model.intx.set(True)
+        self.vm.run(20)
+        self.model.intx.set(False)
+        self.cpu.script.append(store(APIC_BASE + 0xB0, 0))
+        self.vm.run(20)
+        return self.cpu.taken[before:]
+
+
+VECTORS = {"msix": 0x51, "msi": 0x61, "intx": 0x70}
+
+
+@pytest.mark.parametrize("later", list(VECTORS))
+@pytest.mark.parametrize("saved", list(VECTORS))
+def test_kind_of_interrupt_comes_back_whatever_the_guest_switched_to(saved, later) -> None:
+    made = Switching()
+    with made.vm as vm:
+        made.switch(saved)
+        assert made.interrupt(saved) == [VECTORS[saved]]
+        state = vm.state(in_place=True)
+        made.switch(later)
+        assert made.interrupt(later) == [VECTORS[later]]
+        vm.load(state)
+        assert made.function.interrupts.mode.value == saved
+        assert vm.state(in_place=True) == state
+        assert made.interrupt(saved) == [VECTORS[saved]]
+        made.switch(later)
+        assert made.interrupt(later) == [VECTORS[later]]
+
+
+def test_fewer_messages_come_back_as_they_were() -> None:
+    made = Switching()
+    with made.vm as vm:
+        made.switch("msi")
+        state = vm.state(in_place=True)
+        made.write(made.msi_at + 2, 2, 0)
+        made.write(made.msi_at + 2, 2, 0x01)
+        vm.load(state)
+        assert len(made.function.device.msi.vectors) == 4
+        assert made.interrupt("msi") == [0x61]
 
 
 def test_pin_in_service_is_saved_with_its_level() -> None:

@@ -341,7 +341,7 @@ class AssignedInterrupts:
             self.msix.load(state["msix"])
             if self.mode is Mode.MSIX and not self._device.msix.vectors:
                 self._enable_vectors(0, 1)
-        if self.msi is not None and state["msi"] is not None and self.mode is not Mode.MSIX:
+        if self.msi is not None and state["msi"] is not None:
             self.msi.load(state["msi"])
         self.start()
         if state["asserted"] and self.mode is Mode.INTX:
@@ -351,7 +351,9 @@ class AssignedInterrupts:
 
     def adopt(self, state: dict[str, Any]) -> None:
         """As :meth:`load`, with the device's interrupts left on as they are where that fits."""
-        if self.mode.value != state["mode"]:
+        active = len(self._device.msi.vectors)
+        fits = self.msi is None or active in (0, min(self.msi.count, self._device.msi.count))
+        if self.mode.value != state["mode"] or not fits:
             self.stop()
             self.load(state)
             return
