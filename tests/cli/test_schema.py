@@ -44,6 +44,8 @@ ON_THE_DEMO_HOST = {
     "vm-plan": ["vm", "plan", "gpu", "nic", "--p2p", "--viommu", "intel", "--vmm", "qemu"],
     "bandwidth-parameters": ["bandwidth", "--parameters"],
     "vmm-mtree": ["vmm", "mtree", "nvme"],
+    "vmm-demo": ["vmm", "demo2"],
+    "vmm-walks": ["vmm", "walks"],
     "vmm-plans": ["vmm", "plans", "--reads", "2"],
     "vmm-run": ["vmm", "run", "--reads", "2"],
     "vmm-trace": ["vmm", "trace", "--mistake", "no-queue"],
