@@ -123,8 +123,8 @@ def walk(
     forbidden = 0
     for shift in tables.shifts:
         gpa = table + (vaddr >> shift & index_mask) * size
-        entry = memory.read(gpa, size)
-        if entry is None or not entry & PRESENT:
+        entry = memory.read(gpa, size) or 0
+        if not entry & PRESENT:
             raise PageFault(vaddr, _code(access, rights))
         if _reserved(entry, shift, tables, rights):
             raise PageFault(vaddr, _code(access, rights) | FAULT_PRESENT | FAULT_RESERVED)
