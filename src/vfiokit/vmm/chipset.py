@@ -15,7 +15,6 @@ from vfiokit.vmm.guest_config import GuestConfig
 from vfiokit.vmm.guest_function import GuestFunction
 from vfiokit.vmm.pci_bus import ECAM_BASE
 
-PIRQS = 8
 FIRST_PIRQ_GSI = 16
 """Input of the IOAPIC that PIRQA is wired to."""
 _PCIEXBAR = 0x60

@@ -15,7 +15,7 @@ from vfiokit.vmm.root_port import RootPort
 LOW_WINDOW = (0xF000_0000, 0xFEC0_0000)
 HIGH_WINDOW = (1 << 38, 1 << 39)
 PORT_WINDOW = (0xC000, 0x1_0000)
-_PORT_GRANULE, _MEMORY_GRANULE, _IO_GRANULE = 1, 1 << 20, 0x1000
+_MEMORY_GRANULE, _IO_GRANULE = 1 << 20, 0x1000
 
 
 class _Room:

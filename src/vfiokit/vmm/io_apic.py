@@ -54,10 +54,6 @@ class IoApic:
         if asserted and not before:
             self._rise(number)
 
-    def is_high(self, number: int) -> bool:
-        """Whether anyone asserts input ``number``."""
-        return bool(self._asserted[number])
-
     def _rise(self, number: int) -> None:
         entry = self.entries[number]
         if not entry & LEVEL and entry & MASKED:

@@ -8,8 +8,6 @@ routes a wire elsewhere, what is asserted moves along. Source: Linux ``drivers/p
 
 from __future__ import annotations
 
-from typing import Any
-
 from vfiokit.vmm.chipset import IsaBridge, pirq_of, swizzle
 from vfiokit.vmm.guest_function import GuestFunction
 from vfiokit.vmm.io_apic import IoApic
@@ -58,10 +56,6 @@ class PinRouter:
         for function, asserted in tuple(self._asserted.items()):
             if asserted == gsi:
                 function.end_of_interrupt()
-
-    def state(self) -> dict[str, Any]:
-        """Which functions assert which inputs, by place."""
-        return {_source(function): gsi for function, gsi in self._asserted.items()}
 
 
 def _source(function: GuestFunction) -> str:
