@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import resource
@@ -329,7 +330,11 @@ def test_descriptors_that_find_no_room_end_the_connection(event: int) -> None:
         theirs.send(version_bytes())
         request = wire.request(5, Command.DEVICE_SET_IRQS, SetIrqs(0x24, 2, 0, 4).pack())
         socket.send_fds(theirs, [request.pack()], [event] * 4)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + 2, limits[1]))
+        theirs.shutdown(socket.SHUT_WR)
+        used = {int(name) for name in os.listdir("/proc/self/fd")}
+        free = (number for number in itertools.count() if number not in used)
+        # The limit is a number, not a count: below it two are free, and the folder's just now.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, 2, 3)), limits[1]))
         try:
             why = server.serve(ours)
         finally:
