@@ -39,7 +39,7 @@ class DamagedPage(NamedTuple):
     sha256_after: str
     first: int
     """Offset of the first byte that differs."""
-    count: int
+    changed: int
     """Bytes that differ."""
     now: bytes
     """The first 16 bytes from there on."""

@@ -129,7 +129,7 @@ class PlanRun:
                     "sha256_before": page.sha256_before,
                     "sha256_after": page.sha256_after,
                     "offset": page.first,
-                    "bytes": page.count,
+                    "bytes": page.changed,
                 }
                 for page in self.damaged
             ],
@@ -269,7 +269,7 @@ def _verdict(run: PlanRun) -> str:
 def _explain_damage(run: PlanRun) -> Iterator[str]:
     for page in run.damaged:
         yield (
-            f"host page {page.hpa:#x}: {page.count} bytes changed from offset {page.first:#x} on, "
+            f"host page {page.hpa:#x}: {page.changed} bytes changed from offset {page.first:#x} on, "
             f"sha256 {page.sha256_before[:12]} became {page.sha256_after[:12]}"
         )
         if page.hpa == run.queues + nvme_guest.PAGE:
