@@ -137,7 +137,7 @@ def test_untranslated_dma_writes_a_completion_into_a_page_of_the_host(letter: st
     assert not found.correct
     (page,) = found.damaged
     assert page.hpa == found.queues + PAGE  # the guest's ACQ, by the host's addresses
-    assert (page.first, page.count) == (0, 16)
+    assert (page.first, page.changed) == (0, 16)
     before = _neighbour(1)
     assert page.sha256_before == hashlib.sha256(before).hexdigest()
     assert page.sha256_after == hashlib.sha256(page.now + before[16:]).hexdigest()
