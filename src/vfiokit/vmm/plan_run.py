@@ -269,8 +269,8 @@ def _verdict(run: PlanRun) -> str:
 def _explain_damage(run: PlanRun) -> Iterator[str]:
     for page in run.damaged:
         yield (
-            f"host page {page.hpa:#x}: {page.changed} bytes changed from offset {page.first:#x} on, "
-            f"sha256 {page.sha256_before[:12]} became {page.sha256_after[:12]}"
+            f"host page {page.hpa:#x}: {page.changed} bytes changed from offset {page.first:#x} "
+            f"on, sha256 {page.sha256_before[:12]} became {page.sha256_after[:12]}"
         )
         if page.hpa == run.queues + nvme_guest.PAGE:
             status = int.from_bytes(page.now[14:16], "little") >> 1
