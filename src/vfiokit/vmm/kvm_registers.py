@@ -54,6 +54,11 @@ class Registers:
         """The processor ran: what was fetched is old."""
         self._general = self._special = None
 
+    @property
+    def changed(self) -> bool:
+        """Whether :meth:`flush` has anything to store."""
+        return self._changed_general or self._changed_special
+
     def flush(self) -> None:
         """Store what was changed; ``OSError`` when KVM finds no sense in it."""
         if self._changed_special and self._special is not None:

@@ -8,6 +8,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Final
 
 from vfiokit.abi import kvm
@@ -20,6 +21,7 @@ from vfiokit.vmm.vcpu import Bus
 _MICROSECONDS_A_LOOK: Final = 5_000
 """Between two looks at the clock."""
 _SIGNAL: Final = signal.SIGRTMIN + 6
+_IS_WRITE = 8 * (kvm.KVM_RUN_mmio_is_write - kvm.KVM_RUN_mmio_len)
 _NEVER: Final = 1 << 62
 
 
@@ -135,10 +137,11 @@ class KvmVcpu:
             return Exit(ExitReason.FAIL_ENTRY, detail=detail)
         if self._more:
             return self._leave(*self._more.popleft())
-        try:
-            self._registers.flush()
-        except OSError as error:
-            return Exit(ExitReason.FAIL_ENTRY, detail=f"KVM refuses the registers: {error}")
+        if self._registers.changed:
+            try:
+                self._registers.flush()
+            except OSError as error:
+                return Exit(ExitReason.FAIL_ENTRY, detail=f"KVM refuses the registers: {error}")
         if budget <= 0:
             return Exit(ExitReason.INTR)
         alarm = self._alarm
@@ -147,7 +150,9 @@ class KvmVcpu:
             while True:
                 found = self._run_once()
                 if found is not None:
-                    return self._leave(*found)
+                    if found[1] is not None:
+                        return self._leave(*found)
+                    return found[0]
                 if alarm.rang:
                     return Exit(ExitReason.INTR)
         finally:
@@ -170,7 +175,8 @@ class KvmVcpu:
         except OSError as error:
             self._after_run()
             return Exit(ExitReason.FAIL_ENTRY, detail=f"KVM_RUN: {error}"), None
-        self._after_run()
+        self._unfinished = False
+        self._registers.forget()
         reason = run.read32(kvm.KVM_RUN_exit_reason)
         if reason == kvm.KVM_EXIT_MMIO:
             return self._mmio()
@@ -218,9 +224,11 @@ class KvmVcpu:
         run = self._run
         self._unfinished = True
         gpa = run.read64(kvm.KVM_RUN_mmio_phys_addr)
-        width = run.read32(kvm.KVM_RUN_mmio_len)
+        # Length and direction lie in one word; each load costs a hundredth of the exit.
+        shape = run.read64(kvm.KVM_RUN_mmio_len)
+        width = shape & 0xFFFFFFFF
         mask = (1 << 8 * width) - 1
-        if run.read8(kvm.KVM_RUN_mmio_is_write):
+        if shape >> _IS_WRITE & 0xFF:
             value = run.read64(kvm.KVM_RUN_mmio_data) & mask
             if self._bus.write(gpa, width, value):
                 return None
@@ -298,7 +306,7 @@ class _Alarm:
         if self._thread is None:
             self._begin()
         self.rang = False
-        self._target = threading.get_ident()
+        self._target = get_ident()
         self.looks = budget // _MICROSECONDS_A_LOOK
 
     def _begin(self) -> None:
