@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import warnings
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
 from vfiokit.abi import vfio as abi
@@ -24,6 +21,7 @@ from vfiokit.vfio.hwpt import Hwpt
 from vfiokit.vfio.ioas import Ioas
 from vfiokit.vfio.iommufd import Iommufd
 from vfiokit.vfio.memory import argument_memory
+from vfiokit.vfio.owner import Owner
 
 _DEVICES = "/sys/bus/pci/devices"
 _NODES = "/dev/vfio/devices"
@@ -69,7 +67,7 @@ def require_cdev_node(tree: Tree, bdf: Bdf) -> str:
     )
 
 
-class Cdev:
+class Cdev(Owner):
     """An open device node, its binding to an iommufd, and what it is attached to."""
 
     def __init__(self, kernel: Kernel, fd: int, bdf: Bdf) -> None:
@@ -100,20 +98,9 @@ class Cdev:
         state = f"id={self.device_id}" if self.fd >= 0 else "closed"
         return f"<Cdev {self.bdf} {state}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return self.fd >= 0
 
     def bind(self, iommufd: Iommufd, vf_token: UUID | None = None) -> int:
         """``VFIO_DEVICE_BIND_IOMMUFD``: own the device; returns its number in ``iommufd``.

@@ -7,10 +7,7 @@ dirty pages).
 from __future__ import annotations
 
 import errno
-import warnings
 from enum import IntEnum
-from types import TracebackType
-from typing import Self
 
 from vfiokit.abi import vfio as abi
 from vfiokit.errors import KernelError, UsageError
@@ -21,6 +18,7 @@ from vfiokit.vfio.failure import kernel_error, request
 from vfiokit.vfio.group import Group
 from vfiokit.vfio.info import query
 from vfiokit.vfio.mapping import MappedSpace
+from vfiokit.vfio.owner import Owner
 from vfiokit.vfio.type1_info import IommuInfo, decode_info
 
 _NODE = "/dev/vfio/vfio"
@@ -42,7 +40,7 @@ class IommuType(IntEnum):
     """Nothing translates and nothing can be mapped; for groups without an IOMMU only."""
 
 
-class Container(MappedSpace):
+class Container(Owner, MappedSpace):
     """An open ``/dev/vfio/vfio`` with its groups, its mappings and the DMA memory made for it.
 
     Implements :class:`~vfiokit.vfio.address_space.AddressSpace` once a group is attached. With a
@@ -96,20 +94,9 @@ class Container(MappedSpace):
         state = "" if self.fd >= 0 else " closed"
         return f"<Container groups={list(self._groups)} mappings={len(self._mappings)}{state}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return self.fd >= 0
 
     @property
     def group_fds(self) -> dict[int, int]:

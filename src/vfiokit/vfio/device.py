@@ -6,9 +6,6 @@ Source: Linux ``drivers/vfio/pci/vfio_pci_core.c``.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from types import TracebackType
-from typing import Self
 
 from vfiokit.abi import vfio as abi
 from vfiokit.errors import UsageError
@@ -24,6 +21,7 @@ from vfiokit.vfio.info import query
 from vfiokit.vfio.irq import IrqIndex
 from vfiokit.vfio.low_power import LowPower
 from vfiokit.vfio.migration import Migration
+from vfiokit.vfio.owner import Owner
 from vfiokit.vfio.region import ConfigRegion, Region, SparseArea
 
 _COMMAND = 0x04
@@ -31,7 +29,7 @@ _COMMAND_MEMORY = 0x0002
 _COMMAND_MASTER = 0x0004
 
 
-class Device:
+class Device(Owner):
     """A device that this process owns.
 
     Closing it disables its interrupts, closes its mappings, then whatever ``backend`` opened.
@@ -64,20 +62,9 @@ class Device:
     def __repr__(self) -> str:
         return f"<Device {self.name}{' closed' if self._closed else ''}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and hasattr(self, "info"):
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return not self._closed and hasattr(self, "info")
 
     @property
     def closed(self) -> bool:

@@ -5,21 +5,19 @@ Source: Linux ``drivers/vfio/pci/vfio_pci_dmabuf.c``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from vfiokit.abi import vfio as abi
 from vfiokit.kernel.port import Kernel
 from vfiokit.vfio.feature import Features
+from vfiokit.vfio.owner import Owner
 from vfiokit.vfio.region import SparseArea
 
 _O_RDWR = 0o2
 _O_CLOEXEC = 0o2000000
 
 
-class RegionExport:
+class RegionExport(Owner):
     """A dma-buf of a device's memory; give :meth:`fileno` and :attr:`length` to ``Ioas.map_file``.
 
     It is revoked while the device's memory decoding is off, while it sleeps or is reset, and for
@@ -40,20 +38,9 @@ class RegionExport:
     def __repr__(self) -> str:
         return f"<RegionExport {self._name}{'' if self._fd >= 0 else ' closed'}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return self._fd >= 0
 
     @property
     def length(self) -> int:

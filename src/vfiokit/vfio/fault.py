@@ -14,13 +14,12 @@ Source: Linux ``drivers/iommu/iommufd/eventq.c``.
 
 from __future__ import annotations
 
-import warnings
-from types import TracebackType
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 from vfiokit.abi import iommufd as abi
 from vfiokit.errors import FormatError
 from vfiokit.vfio.iommufd import Iommufd
+from vfiokit.vfio.owner import Owner
 
 
 class PageFault(NamedTuple):
@@ -71,7 +70,7 @@ def encode_response(fault: PageFault, *, resolved: bool) -> bytes:
     return bytes(abi.iommu_hwpt_page_response(cookie=fault.cookie, code=code).pack())
 
 
-class FaultQueue:
+class FaultQueue(Owner):
     """Where page tables made with it put the faults of their devices."""
 
     RECORD_SIZE: ClassVar[int] = abi.iommu_hwpt_pgfault.SIZE
@@ -96,20 +95,9 @@ class FaultQueue:
     def __repr__(self) -> str:
         return f"<FaultQueue {self.id or 'closed'}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "id", 0) and self.iommufd.fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return bool(self.id) and self.iommufd.fd >= 0
 
     def fileno(self) -> int:
         """The stream's descriptor."""

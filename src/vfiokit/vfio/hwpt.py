@@ -9,9 +9,7 @@ Source: Linux ``drivers/iommu/iommufd/{hw_pagetable,device}.c``.
 
 from __future__ import annotations
 
-import warnings
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from vfiokit.abi import iommufd as abi
 from vfiokit.abi._layout import CStruct
@@ -21,6 +19,7 @@ from vfiokit.vfio.fault import FaultQueue
 from vfiokit.vfio.ioas import Ioas
 from vfiokit.vfio.iommufd import Iommufd
 from vfiokit.vfio.memory import argument_memory
+from vfiokit.vfio.owner import Owner
 
 _INFO_SIZE = 256
 _INFO_KINDS: dict[int, type[CStruct]] = {
@@ -80,7 +79,7 @@ def hardware_info(iommufd: Iommufd, device_id: int, data_type: int | None = None
         )
 
 
-class Hwpt:
+class Hwpt(Owner):
     """A page table: of the kernel's making over an IOAS, or nested in such a one."""
 
     def __init__(self, iommufd: Iommufd, hwpt_id: int, parent: Ioas | Hwpt) -> None:
@@ -139,20 +138,9 @@ class Hwpt:
     def __repr__(self) -> str:
         return f"<Hwpt {self.id or 'closed'} over {self.parent}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "id", 0) and self.iommufd.fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return bool(self.id) and self.iommufd.fd >= 0
 
     @property
     def ioas(self) -> Ioas:

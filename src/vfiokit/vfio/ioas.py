@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import errno
 import struct
-import warnings
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Self
 
 from vfiokit.abi import iommufd as abi
 from vfiokit.errors import KernelError, UsageError
@@ -20,12 +17,13 @@ from vfiokit.vfio.failure import kernel_error
 from vfiokit.vfio.iommufd import Iommufd
 from vfiokit.vfio.mapping import MappedSpace
 from vfiokit.vfio.memory import argument_memory
+from vfiokit.vfio.owner import Owner
 
 _EVERYTHING = (1 << 64) - 1
 _MAX_RANGES = 1 << 16
 
 
-class Ioas(MappedSpace):
+class Ioas(Owner, MappedSpace):
     """One IOAS: mappings that every device attached to it sees.
 
     Usable at once; attaching a device may take IOVAs away (:meth:`refresh` learns which, and
@@ -87,20 +85,9 @@ class Ioas(MappedSpace):
     def __repr__(self) -> str:
         return f"<Ioas {self.id or 'closed'} mappings={len(self._mappings)}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "id", 0) and self.iommufd.fd >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return bool(self.id) and self.iommufd.fd >= 0
 
     # -- ranges -------------------------------------------------------------------------------
 

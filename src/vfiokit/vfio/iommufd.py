@@ -6,15 +6,14 @@ Source: Linux ``drivers/iommu/iommufd/main.c`` (requests, destroy, options).
 from __future__ import annotations
 
 import errno
-import warnings
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from vfiokit.abi import iommufd as abi
 from vfiokit.abi._layout import CStruct
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel
 from vfiokit.vfio.failure import kernel_error, request
+from vfiokit.vfio.owner import Owner
 
 NODE = "/dev/iommu"
 _OPEN_HINTS = {
@@ -26,7 +25,7 @@ _OPEN_HINTS = {
 Argument = TypeVar("Argument", bound=CStruct)
 
 
-class Iommufd:
+class Iommufd(Owner):
     """An open ``/dev/iommu``. Objects in it have numbers from 1, common to all kinds."""
 
     def __init__(self, kernel: Kernel, fd: int) -> None:
@@ -50,20 +49,9 @@ class Iommufd:
     def __repr__(self) -> str:
         return f"<Iommufd {f'fd={self.fd}' if self.fd >= 0 else 'closed'}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return self.fd >= 0
 
     def fileno(self) -> int:
         """The descriptor; raises :class:`UsageError` once closed."""

@@ -8,16 +8,15 @@ The kernel walks from state to state by itself, through those between; see
 from __future__ import annotations
 
 import errno
-import warnings
 from enum import IntEnum, IntFlag
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from vfiokit.abi import vfio as abi
 from vfiokit.errors import KernelError
 from vfiokit.kernel.port import Kernel
 from vfiokit.vfio.failure import request
 from vfiokit.vfio.feature import Features
+from vfiokit.vfio.owner import Owner
 
 
 class MigrationState(IntEnum):
@@ -58,7 +57,7 @@ class PrecopyInfo(NamedTuple):
     """Whether the device began anew, and all that was read before is void."""
 
 
-class MigrationStream:
+class MigrationStream(Owner):
     """The descriptor that a device's state is read from, or written to.
 
     Read and write it as a file of this process; the stream ends by an empty read. A read in
@@ -74,20 +73,9 @@ class MigrationStream:
         state = "closed" if self._fd < 0 else f"fd={self._fd}"
         return f"<MigrationStream of {self._device} {state}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+    @property
+    def _holds(self) -> bool:
+        return self._fd >= 0
 
     def fileno(self) -> int:
         """The descriptor; -1 once closed."""
