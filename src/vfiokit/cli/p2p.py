@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
+from vfiokit.cli import processor
 from vfiokit.cli.render import Output
 from vfiokit.cli.session import Session
-from vfiokit.errors import SourceError, UsageError
+from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
-    from vfiokit.host.processor import Cpu
     from vfiokit.p2p.answer import Answer
     from vfiokit.p2p.peers import Peers
     from vfiokit.p2p.price import Price
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     """Decide, print."""
     from vfiokit.p2p.peers import Peers
 
-    peers = Peers(session.topology(), cpu=_cpu(arguments, session))
+    peers = Peers(session.topology(), cpu=processor.chosen(arguments.cpu, session))
     output = Output(json=arguments.json)
     providers, clients = _chosen(arguments, peers)
     if arguments.what_if:
@@ -108,19 +108,6 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
     else:
         _print_matrix(arguments, output, peers, providers, clients)
     return exit_code.DONE
-
-
-def _cpu(arguments: argparse.Namespace, session: Session) -> Cpu | None:
-    from vfiokit.host.processor import read_cpu
-
-    if arguments.cpu is not None:
-        from vfiokit.p2p.what_if import parse_cpu
-
-        return parse_cpu(arguments.cpu)
-    try:
-        return read_cpu(session.tree)
-    except SourceError:
-        return None  # a description without files
 
 
 def _chosen(arguments: argparse.Namespace, peers: Peers) -> tuple[tuple[Bdf, ...], tuple[Bdf, ...]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfiokit.cli import exit as exit_code
+from vfiokit.cli import processor
 from vfiokit.cli.render import Output, note
 from vfiokit.cli.session import Session
-from vfiokit.errors import SourceError, UsageError
+from vfiokit.errors import UsageError
 
 if TYPE_CHECKING:
     from vfiokit.assign.vmconfig.assessment import Assessment, View
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
 
     if arguments.output is not None and arguments.vmm is None:
         raise UsageError("-o goes with --vmm", hint="choose what to write: --vmm qemu")
-    cpu = _cpu(arguments, session)
+    cpu = processor.chosen(arguments.cpu, session)
     made = _assess(arguments, session, cpu)
     wanted = arguments.variant or (made.recommended if arguments.p2p else Variant.FLAT)
     chosen = made.view(Variant(wanted))
@@ -119,18 +120,6 @@ def run(arguments: argparse.Namespace, session: Session) -> int:
         for line in lines(made, chosen):
             output.line(line) if isinstance(line, str) else output.table(*line)
     return exit_code.NO if chosen.score.corrupts else exit_code.DONE
-
-
-def _cpu(arguments: argparse.Namespace, session: Session) -> Cpu | None:
-    from vfiokit.host.processor import read_cpu
-    from vfiokit.p2p.what_if import parse_cpu
-
-    if arguments.cpu is not None:
-        return parse_cpu(arguments.cpu)
-    try:
-        return read_cpu(session.tree)
-    except SourceError:
-        return None  # a description without files
 
 
 def _assess(arguments: argparse.Namespace, session: Session, cpu: Cpu | None) -> Assessment:
