@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vfiokit.p2p.bandwidth.link import SPEED_CODES
+from vfiokit.p2p.guest_topology import ENABLED, PORT_ACS
 from vfiokit.pci.address import Bdf
 from vfiokit.pci.blueprint import (
     Blueprint,
@@ -25,7 +26,6 @@ from vfiokit.pci.blueprint import (
     Switch,
     children,
 )
-from vfiokit.pci.capability.acs import Acs
 from vfiokit.pci.capability.express import PortType
 from vfiokit.pci.config import ConfigSpace
 from vfiokit.pci.topology import Function, Recorded, Topology
@@ -33,17 +33,6 @@ from vfiokit.pci.topology import Function, Recorded, Topology
 TOP_LINK = (32.0, 16)
 """GT/s and lanes of a root port whose text says nothing."""
 
-_SUPPORTED = (
-    Acs.SOURCE_VALIDATION
-    | Acs.TRANSLATION_BLOCKING
-    | Acs.REQUEST_REDIRECT
-    | Acs.COMPLETION_REDIRECT
-    | Acs.UPSTREAM_FORWARDING
-    | Acs.DIRECT_TRANSLATED
-)
-_ENABLED = (
-    Acs.SOURCE_VALIDATION | Acs.REQUEST_REDIRECT | Acs.COMPLETION_REDIRECT | Acs.UPSTREAM_FORWARDING
-)
 _CLASSES = {"gpu": 0x030200, "nic": 0x020000, "nvme": 0x010802}
 _BRIDGE_CLASS, _OTHER_CLASS = 0x060400, 0xFF0000
 _VENDOR, _DEVICE = 0x1AF4, 0x1000
@@ -139,8 +128,8 @@ class _Drawer:
             put(0x100, 4, 0x0001_000F)  # ATS, not enabled
         if acs:
             put(0x100, 4, 0x0001_000D)
-            put(0x104, 2, int(_SUPPORTED))
-            put(0x106, 2, int(_ENABLED))
+            put(0x104, 2, int(PORT_ACS))
+            put(0x106, 2, int(ENABLED))
         return bytes(raw)
 
     def _bus_below(self, node: Node) -> int:
