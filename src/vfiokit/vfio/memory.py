@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel, Memory
+from vfiokit.vfio.owner import Closing
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def argument_memory(kernel: Kernel, content: bytes = b"", size: int = 0) -> Iter
         memory.close()
 
 
-class DmaBuffer:
+class DmaBuffer(Closing):
     """Process memory mapped into an address space; made by ``AddressSpace.allocate``.
 
     ``close`` (or leaving the ``with`` block) first takes the mapping away, so that the device can
@@ -65,17 +64,6 @@ class DmaBuffer:
 
     def __len__(self) -> int:
         return self.length
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""

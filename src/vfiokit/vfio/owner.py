@@ -8,17 +8,14 @@ from types import TracebackType
 from typing import Self
 
 
-class Owner(ABC):
-    """Closed by its ``with`` block; one that is forgotten warns with :class:`ResourceWarning`."""
+class Closing(ABC):
+    """Closed by its ``with`` block."""
 
-    @property
-    @abstractmethod
-    def _holds(self) -> bool:
-        """Whether there is something to give back; may fail before construction is done."""
+    __slots__ = ()
 
     @abstractmethod
     def close(self) -> None:
-        """Give it back. Idempotent."""
+        """Give back what it holds. Idempotent."""
 
     def __enter__(self) -> Self:
         return self
@@ -30,6 +27,15 @@ class Owner(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Owner(Closing):
+    """Holds something of the kernel's; forgotten, it warns with :class:`ResourceWarning`."""
+
+    @property
+    @abstractmethod
+    def _holds(self) -> bool:
+        """Whether there is something to give back; may fail before construction is done."""
 
     def __del__(self) -> None:
         try:

@@ -16,10 +16,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
 from vfiokit.errors import DeviceTimeoutError, KernelError, ProtocolError, UsageError
+from vfiokit.vfio.owner import Closing
 from vfiokit.vfio_user import wire
 from vfiokit.vfio_user.connection import ClosedError, Connection, close_all
 from vfiokit.vfio_user.payload import (
@@ -93,7 +93,7 @@ class NoMemory:
         raise OSError(errno.EFAULT, f"nothing is mapped at {iova:#x} ({len(data)} bytes)")
 
 
-class Client:
+class Client(Closing):
     """A connection to a server, negotiated.
 
     ``memory`` answers the server's own requests: with a twin socket in a thread of its own, without
@@ -154,17 +154,6 @@ class Client:
             }
             raise KernelError("connect", os.fspath(path), code, hint=hints.get(code, "")) from error
         return cls(sock, name=os.fspath(path), offer=offer, memory=memory, timeout=timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def closed(self) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from vfiokit.abi import kvm
 from vfiokit.errors import KernelError, UsageError
 from vfiokit.kernel.linux import address_of
 from vfiokit.kernel.port import Kernel
+from vfiokit.vfio.owner import Closing
 from vfiokit.vmm.kvm_vcpu import KvmVcpu
 from vfiokit.vmm.vcpu import Bus
 
@@ -27,7 +27,7 @@ _CPUID_ENTRIES: Final = 256
 _CPUID_ENTRY_SIZE: Final = 40
 
 
-class KvmMachine:
+class KvmMachine(Closing):
     """One virtual machine; use it in a ``with`` block.
 
     ``memory`` are ``(gpa, view)`` pairs of RAM, page aligned in this process as well
@@ -101,17 +101,6 @@ class KvmMachine:
         self._call(
             self.fd, kvm.KVM_SET_USER_MEMORY_REGION, region.pack(), "KVM_SET_USER_MEMORY_REGION"
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close its processors and itself. Idempotent."""

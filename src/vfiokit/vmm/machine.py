@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel
 from vfiokit.pci.address import Bdf
 from vfiokit.vfio import AddressSpace, Device
+from vfiokit.vfio.owner import Closing
 from vfiokit.vmm import snapshot
 from vfiokit.vmm.assigned import AssignedFunction
 from vfiokit.vmm.bus import UNCLAIMED, GuestBus
@@ -107,7 +107,7 @@ class PortDispatch:
             del self.console[:CONSOLE]
 
 
-class VirtualMachine:
+class VirtualMachine(Closing):
     """A guest; use it in a ``with`` block.
 
     ``memory`` is closed with it. Processors are added by :meth:`add_vcpu`.
@@ -192,17 +192,6 @@ class VirtualMachine:
     def _count_level_end(self, gsi: int) -> None:
         del gsi
         self.exits["eoi"] += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- building -----------------------------------------------------------------------------
 

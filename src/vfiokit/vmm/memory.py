@@ -11,12 +11,12 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from vfiokit.errors import UsageError
 from vfiokit.kernel.port import Kernel, Memory
 from vfiokit.vfio import AddressSpace
+from vfiokit.vfio.owner import Closing
 
 LOW_LIMIT = 0xC000_0000
 """Where RAM of a large guest ends below 4 GiB; devices have the addresses from here on."""
@@ -41,7 +41,7 @@ class RamRange(NamedTuple):
         return self.gpa + self.length
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """The RAM of one guest; use it in a ``with`` block.
 
     ``layout`` are ``(gpa, length)`` pairs in bytes, whole pages that do not overlap
@@ -78,17 +78,6 @@ class GuestMemory:
     def __repr__(self) -> str:
         listed = ", ".join(f"{each.gpa:#x}-{each.end - 1:#x}" for each in self.ranges)
         return f"<GuestMemory {listed}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def size(self) -> int:
